@@ -1,0 +1,289 @@
+"""What a model is: front end, clip rule and network, as plain frozen data.
+
+This module is the bottom of the import order and imports nothing heavy.  A configuration is written into the
+header of every model file (``to_dict``) and read back from it (``from_dict``), so it must say everything that
+changes a number: a choice that is not recorded here is not a choice a model may make.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Mapping
+
+from .errors import ConfigError
+
+CLIP_RULES = ("published", "even")
+NORMALIZATIONS = ("none", "global", "utterance")
+POOLINGS = ("mean", "mean_std")
+AVRE_BODIES = ("resnet18", "mdscm")
+
+#: float waveforms in [-1, 1] are multiplied by this before the front end, which works at int16 scale.
+INT16_SCALE = 32768.0
+
+
+def _require(ok: bool, what: str, expected: str, got: object) -> None:
+    if not ok:
+        raise ConfigError(f"{what}: expected {expected}, got {got!r}")
+
+
+def _from_dict(cls: type, data: Mapping[str, Any], what: str) -> Any:
+    _require(isinstance(data, Mapping), what, "a mapping", data)
+    known = {f.name for f in dataclasses.fields(cls) if f.init}
+    unknown = sorted(set(data) - known)
+    _require(not unknown, what, f"only the keys {', '.join(sorted(known))}", ", ".join(unknown))
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """Waveform to log-mel features (matches python_speech_features.logfbank at 16 kHz, int16 scale).
+
+    ``frame_length`` and ``frame_step`` are in samples, ``low_hz``/``high_hz`` in hertz.  ``channels`` is 1 (static),
+    2 (static, delta) or 3 (static, delta, delta-delta).  ``normalization``:
+
+    * ``none``: the published features, natural log at int16 scale;
+    * ``global``: minus ``mean``, divided by ``std``, one pair per channel measured on the training data, so that
+      loudness and spectral tilt differences between utterances are kept;
+    * ``utterance``: each band of each channel has mean 0 and standard deviation 1 within the utterance.
+
+    Normalisation happens before the clips are cut; padding frames are therefore 0 after normalisation.
+    """
+
+    sampling_rate: int = 16000
+    mel_bands: int = 40
+    channels: int = 1
+    frame_length: int = 400
+    frame_step: int = 160
+    n_fft: int = 512
+    preemphasis: float = 0.97
+    low_hz: float = 0.0
+    high_hz: float = 8000.0
+    delta_window: int = 2
+    normalization: str = "none"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(self.sampling_rate > 0, "sampling_rate", "a positive number of hertz", self.sampling_rate)
+        _require(1 <= self.mel_bands <= self.n_fft // 2, "mel_bands", f"1..{self.n_fft // 2}", self.mel_bands)
+        _require(self.channels in (1, 2, 3), "channels", "1, 2 or 3", self.channels)
+        _require(self.frame_step > 0, "frame_step", "a positive number of samples", self.frame_step)
+        _require(
+            self.n_fft >= 16 and self.n_fft & (self.n_fft - 1) == 0, "n_fft", "a power of two from 16", self.n_fft
+        )
+        _require(0 < self.frame_length <= self.n_fft, "frame_length", f"1..{self.n_fft} samples", self.frame_length)
+        _require(
+            0 <= self.low_hz < self.high_hz <= self.sampling_rate / 2,
+            "low_hz, high_hz",
+            "0 <= low < high <= half the sampling rate",
+            (self.low_hz, self.high_hz),
+        )
+        _require(self.delta_window >= 1, "delta_window", "at least 1", self.delta_window)
+        _require(self.normalization in NORMALIZATIONS, "normalization", f"one of {NORMALIZATIONS}", self.normalization)
+        if self.normalization == "global":
+            for name in ("mean", "std"):
+                values = getattr(self, name)
+                _require(len(values) == self.channels, name, f"{self.channels} value(s), one per channel", values)
+                _require(all(math.isfinite(v) for v in values), name, "finite values", values)
+            _require(all(v > 0 for v in self.std), "std", "positive values", self.std)
+        else:
+            _require(not self.mean and not self.std, "mean, std", "empty unless normalization='global'", self.mean)
+
+    @property
+    def seconds_per_step(self) -> float:
+        return self.frame_step / self.sampling_rate
+
+    def frames(self, samples: int) -> int:
+        """Number of frames of a waveform: the last one is zero-padded, a short waveform has one."""
+        _require(samples > 0, "samples", "at least 1", samples)
+        return 1 if samples <= self.frame_length else 1 + -(-(samples - self.frame_length) // self.frame_step)
+
+
+@dataclass(frozen=True)
+class ClipRule:
+    """How an utterance of T frames becomes clips (names: ``published``, ``even``; see ``reference.clip_table``).
+
+    ``clips`` is L.  For ``even`` it may be None: as many clips as half-overlapping coverage of T needs.
+    """
+
+    rule: str = "published"
+    clips: int | None = 5
+    clip_frames: int = 224
+
+    def __post_init__(self) -> None:
+        _require(self.rule in CLIP_RULES, "rule", f"one of {CLIP_RULES}", self.rule)
+        _require(self.clip_frames >= 1, "clip_frames", "at least 1", self.clip_frames)
+        _require(
+            (self.clips is None and self.rule == "even") or (isinstance(self.clips, int) and self.clips >= 1),
+            "clips",
+            "at least 1 (or None with rule='even')",
+            self.clips,
+        )
+
+
+@dataclass(frozen=True)
+class MDSCM:
+    """One member of the MDSCM family.  The defaults are the published network (Wei et al. 2022, section 2.1).
+
+    ``stem`` are the widths of the stride-2 convolutions, ``blocks`` those of the depthwise-separable residual blocks,
+    the last of which carries the attention.  ``encoder_layers`` may be 0.  ``pooling`` joins the tokens of a clip:
+    ``mean`` gives D features, ``mean_std`` 2 D, with D = ``token_width``.
+    """
+
+    mel_bands: int = 40
+    in_channels: int = 1
+    clip_frames: int = 224
+    classes: int = 4
+    stem: tuple[int, ...] = (32, 64)
+    blocks: tuple[int, ...] = (128, 256)
+    spatial_attention: bool = True
+    channel_attention: bool = True
+    attention_reduction: int = 16
+    encoder_layers: int = 2
+    encoder_heads: int = 4
+    encoder_ff: int = 512
+    pooling: str = "mean"
+    block_dropout: float = 0.5
+    encoder_dropout: float = 0.4
+
+    def __post_init__(self) -> None:
+        for name in ("mel_bands", "in_channels", "clip_frames", "attention_reduction", "encoder_heads", "encoder_ff"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _require(self.classes >= 1, "classes", "at least 1", self.classes)
+        for name in ("stem", "blocks"):
+            widths = getattr(self, name)
+            _require(len(widths) >= 1 and all(w >= 1 for w in widths), name, "one or more positive widths", widths)
+        _require(self.encoder_layers >= 0, "encoder_layers", "0 or more", self.encoder_layers)
+        _require(self.pooling in POOLINGS, "pooling", f"one of {POOLINGS}", self.pooling)
+        for name in ("block_dropout", "encoder_dropout"):
+            _require(0 <= getattr(self, name) < 1, name, "0 <= p < 1", getattr(self, name))
+        if self.channel_attention:
+            _require(
+                self.attention_reduction <= self.blocks[-1],
+                "attention_reduction",
+                f"at most the last block width {self.blocks[-1]}",
+                self.attention_reduction,
+            )
+        if self.encoder_layers:
+            _require(
+                self.token_width % self.encoder_heads == 0,
+                "encoder_heads",
+                f"a divisor of the token width {self.token_width}",
+                self.encoder_heads,
+            )
+
+    def _halved(self, size: int) -> int:
+        for _ in range(len(self.stem) + len(self.blocks)):
+            size = (size - 1) // 2 + 1  # kernel 3, stride 2, padding 1
+        return size
+
+    @property
+    def tokens(self) -> int:
+        """Time steps left after the convolutions (14 for 224 frames)."""
+        return self._halved(self.clip_frames)
+
+    @property
+    def token_width(self) -> int:
+        """Channels x remaining mel rows (256 x 3 = 768 for 40 bands)."""
+        return self.blocks[-1] * self._halved(self.mel_bands)
+
+    @property
+    def attention_width(self) -> int:
+        """Hidden width of the channel attention's MLP (256 / 16 = 16)."""
+        return max(1, self.blocks[-1] // self.attention_reduction)
+
+    @property
+    def features(self) -> int:
+        """Width of a clip feature f_s."""
+        return self.token_width * (2 if self.pooling == "mean_std" else 1)
+
+
+@dataclass(frozen=True)
+class AVRE:
+    """Audio-visual representation encoder: body, emotion classifier and domain classifier (section 2.2).
+
+    ``domain_hidden`` defaults to the published widths: (50, 20) for ResNet-18, (128, 20) for the MDSCM body.
+    """
+
+    body: str = "resnet18"
+    in_channels: int = 1
+    classes: int = 4
+    domain_hidden: tuple[int, ...] | None = None
+    mdscm: MDSCM = field(default_factory=MDSCM)
+
+    def __post_init__(self) -> None:
+        _require(self.body in AVRE_BODIES, "body", f"one of {AVRE_BODIES}", self.body)
+        _require(self.in_channels >= 1, "in_channels", "at least 1", self.in_channels)
+        _require(self.classes >= 1, "classes", "at least 1", self.classes)
+        if self.domain_hidden is None:
+            object.__setattr__(self, "domain_hidden", (50, 20) if self.body == "resnet18" else (128, 20))
+        if isinstance(self.mdscm, Mapping):
+            object.__setattr__(self, "mdscm", _from_dict(MDSCM, self.mdscm, "mdscm"))
+        if self.body == "mdscm":
+            for name in ("in_channels", "classes"):
+                inner = getattr(self.mdscm, name)
+                _require(inner == getattr(self, name), name, f"the body's {inner}", getattr(self, name))
+
+    @property
+    def features(self) -> int:
+        return 512 if self.body == "resnet18" else self.mdscm.features
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Two LSTMs over the clips of an utterance, features and scores (section 2.3)."""
+
+    features: int = 1280
+    classes: int = 4
+    hidden: int = 128
+    feature_weight: float = 0.7
+
+    def __post_init__(self) -> None:
+        for name in ("features", "classes", "hidden"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _require(0 <= self.feature_weight <= 1, "feature_weight", "0..1", self.feature_weight)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything needed to score speech with an MDSCM: labels, front end, clip rule, network."""
+
+    labels: tuple[str, ...] = ("ang", "hap", "neu", "sad")
+    front_end: FrontEnd = field(default_factory=FrontEnd)
+    clip_rule: ClipRule = field(default_factory=ClipRule)
+    network: MDSCM = field(default_factory=MDSCM)
+
+    def __post_init__(self) -> None:
+        front, clip, net = self.front_end, self.clip_rule, self.network
+        _require(len(self.labels) == net.classes, "labels", f"{net.classes} names", self.labels)
+        _require(len(set(self.labels)) == len(self.labels), "labels", "distinct names", self.labels)
+        _require(front.mel_bands == net.mel_bands, "front_end.mel_bands", f"{net.mel_bands}", front.mel_bands)
+        _require(front.channels == net.in_channels, "front_end.channels", f"{net.in_channels}", front.channels)
+        _require(clip.clip_frames == net.clip_frames, "clip_rule.clip_frames", f"{net.clip_frames}", clip.clip_frames)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able form, written into the header of a model file."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> ModelSpec:
+        """Inverse of ``to_dict``; unknown keys and impossible values raise ConfigError."""
+        _require(isinstance(data, Mapping), "model", "a mapping", data)
+        parts = {"front_end": FrontEnd, "clip_rule": ClipRule, "network": MDSCM}
+        unknown = sorted(set(data) - set(parts) - {"labels"})
+        _require(not unknown, "model", "only labels, front_end, clip_rule, network", ", ".join(unknown))
+        try:
+            built = {name: _from_dict(cls, data[name], name) for name, cls in parts.items() if name in data}
+            return ModelSpec(labels=tuple(data.get("labels", ModelSpec.labels)), **built)
+        except TypeError as error:
+            raise ConfigError(f"model: a value has the wrong type ({error})") from error
+
+
+#: Named members of the family.  The shipped default model carries its own ModelSpec in its file.
+MEMBERS: dict[str, ModelSpec] = {
+    "mdscm-published": ModelSpec(),
+    "mdscm-published-80": ModelSpec(front_end=FrontEnd(mel_bands=80), network=MDSCM(mel_bands=80)),
+    "mdscm-published-128": ModelSpec(front_end=FrontEnd(mel_bands=128), network=MDSCM(mel_bands=128)),
+}

@@ -1,0 +1,181 @@
+"""The MDSCM family as a torch module."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import config, reference
+
+
+class ClipOutput(NamedTuple):
+    """probabilities (B, K); features (B, L, D), the clip features f_s; clip_logits (B, L, K)."""
+
+    probabilities: Tensor
+    features: Tensor
+    clip_logits: Tensor
+
+
+def norm_tensors(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The four tensors that the reference calls a Norm."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    return norm.weight, norm.bias, norm.running_mean, norm.running_var
+
+
+class ConvStem(nn.Module):
+    """Parameters of ``reference.conv_stem``."""
+
+    def __init__(self, in_channels: int, widths: tuple[int, ...]):
+        super().__init__()
+        inputs = (in_channels, *widths)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False) for i, o in zip(inputs, inputs[1:])
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = [conv.weight for conv in self.convs]
+        return reference.conv_stem(x, weights, [norm_tensors(n) for n in self.norms], training=self.training)  # type: ignore[arg-type]
+
+
+class DSCBlock(nn.Module):
+    """Parameters of ``reference.dsc_block``."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, relu_first: bool, dropout: float):
+        super().__init__()
+        self.relu_first, self.dropout = relu_first, dropout
+        self.depthwise1 = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False)
+        self.pointwise1 = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.depthwise2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, groups=out_channels, bias=False)
+        self.pointwise2 = nn.Conv2d(out_channels, out_channels, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=2)
+        self.shortcut_norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.shortcut.bias is not None
+        return reference.dsc_block(
+            x,
+            self.depthwise1.weight,
+            self.pointwise1.weight,
+            norm_tensors(self.norm1),
+            self.depthwise2.weight,
+            self.pointwise2.weight,
+            norm_tensors(self.norm2),
+            self.shortcut.weight,
+            self.shortcut.bias,
+            norm_tensors(self.shortcut_norm),
+            relu_first=self.relu_first,
+            dropout=self.dropout,
+            training=self.training,
+        )
+
+
+class CSAttention(nn.Module):
+    """Parameters of ``reference.cs_attention``; a kind that is off has no parameters."""
+
+    def __init__(self, channels: int, hidden: int, *, spatial: bool, channel: bool):
+        super().__init__()
+        self.spatial = nn.Conv2d(2, 1, 3, padding=1) if spatial else None
+        self.channel1 = nn.Linear(channels, hidden) if channel else None
+        self.channel2 = nn.Linear(hidden, channels) if channel else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        tensors = []
+        for layer in (self.spatial, self.channel1, self.channel2):
+            tensors += [None, None] if layer is None else [layer.weight, layer.bias]
+        return reference.cs_attention(x, *tensors)
+
+
+class EncoderLayer(nn.Module):
+    """Parameters of ``reference.temporal_attention``."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.ff1 = nn.Linear(width, hidden)
+        self.ff2 = nn.Linear(hidden, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        nn.init.xavier_uniform_(self.qkv.weight)
+        for layer in (self.qkv, self.out):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = (self.qkv, self.out, self.ff1, self.ff2, self.norm1, self.norm2)
+        tensors = [t for part in parts for t in (part.weight, part.bias)]
+        return reference.temporal_attention(
+            x, *tensors, heads=self.heads, dropout=self.dropout, training=self.training
+        )
+
+
+class MDSCMBody(nn.Module):
+    """Everything before the classifier: (N, channels, frames, bands) clips to (N, tokens, D)."""
+
+    def __init__(self, network: config.MDSCM):
+        super().__init__()
+        self.conv_stem = ConvStem(network.in_channels, network.stem)
+        inputs = (network.stem[-1], *network.blocks)
+        self.blocks = nn.ModuleList(
+            DSCBlock(i, o, relu_first=n > 0, dropout=network.block_dropout)
+            for n, (i, o) in enumerate(zip(inputs, inputs[1:]))
+        )
+        self.attention = CSAttention(
+            network.blocks[-1],
+            network.attention_width,
+            spatial=network.spatial_attention,
+            channel=network.channel_attention,
+        )
+        self.encoder = nn.ModuleList(
+            EncoderLayer(network.token_width, network.encoder_heads, network.encoder_ff, network.encoder_dropout)
+            for _ in range(network.encoder_layers)
+        )
+
+    def forward(self, clips: Tensor) -> Tensor:
+        x = self.conv_stem(clips)
+        for block in self.blocks:
+            x = block(x)
+        x = reference.to_tokens(self.attention(x))
+        for layer in self.encoder:
+            x = layer(x)
+        return x
+
+
+class MDSCM(nn.Module):
+    """One member of the MDSCM family (section 2.1); ``network`` or its fields as keywords say which."""
+
+    def __init__(self, network: config.MDSCM | None = None, **fields: object):
+        super().__init__()
+        if network is not None and fields:
+            raise TypeError(f"MDSCM: expected a config.MDSCM or its fields, got both (fields {', '.join(fields)})")
+        self.network = network or config.MDSCM(**fields)  # type: ignore[arg-type]
+        self.body = MDSCMBody(self.network)
+        self.head = nn.Linear(self.network.features, self.network.classes)
+
+    def forward(self, clips: Tensor, valid: Tensor | None = None) -> ClipOutput:
+        """clips: (B, L, channels, clip_frames, bands); valid: (B, L) bool, the clips that vote (None: all).
+
+        Raises ValueError when the clips do not fit the network.
+        """
+        batch, count = check_clips(clips, self.network, "MDSCM")
+        tokens = self.body(clips.flatten(0, 1))
+        features, logits = reference.emotion_head(
+            tokens, self.head.weight, self.head.bias, pooling=self.network.pooling
+        )
+        clip_logits = logits.unflatten(0, (batch, count))
+        probabilities = torch.softmax(reference.average_clips(clip_logits, valid), dim=-1)
+        return ClipOutput(probabilities, features.unflatten(0, (batch, count)), clip_logits)
+
+
+def check_clips(clips: Tensor, network: config.MDSCM, what: str) -> tuple[int, int]:
+    """(B, L) of a batch of clips, or ValueError naming the expected and the actual shape."""
+    expected = (network.in_channels, network.clip_frames, network.mel_bands)
+    if clips.dim() != 5 or tuple(clips.shape[2:]) != expected:
+        shape = ", ".join(map(str, expected))
+        raise ValueError(f"{what}: clips: expected shape (B, L, {shape}), got {tuple(clips.shape)}")
+    return clips.shape[0], clips.shape[1]

@@ -1,0 +1,50 @@
+"""The truth: every stem of the system in plain PyTorch, any float dtype, published semantics.
+
+One function per stem, in the order of the data flow; every other backend is tested against it.
+"""
+
+from __future__ import annotations
+
+from .conv_stem import batch_norm, conv_stem
+from .cs_attention import channel_attention, cs_attention, spatial_attention
+from .dsc_block import dsc_block, separable_conv2d
+from .emotion_head import average_clips, emotion_head, pool_tokens
+from .frame_clips import clip_table, frame_clips
+from .fusion_lstm import fuse_inputs, fusion_lstm, lstm_branch
+from .gradient_reversal import domain_head, gradient_reversal, reversal_schedule
+from .log_mel import add_deltas, log_mel, mel_filters
+from .normalize import normalize
+from .resample import resample
+from .resnet18 import BasicBlock, basic_block, resnet18
+from .temporal_attention import temporal_attention, to_tokens
+
+__all__ = [
+    "BasicBlock",
+    "add_deltas",
+    "average_clips",
+    "basic_block",
+    "batch_norm",
+    "channel_attention",
+    "clip_table",
+    "conv_stem",
+    "cs_attention",
+    "domain_head",
+    "dsc_block",
+    "emotion_head",
+    "frame_clips",
+    "fuse_inputs",
+    "fusion_lstm",
+    "gradient_reversal",
+    "log_mel",
+    "lstm_branch",
+    "mel_filters",
+    "normalize",
+    "pool_tokens",
+    "resample",
+    "resnet18",
+    "reversal_schedule",
+    "separable_conv2d",
+    "spatial_attention",
+    "temporal_attention",
+    "to_tokens",
+]

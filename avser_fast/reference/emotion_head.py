@@ -1,0 +1,34 @@
+"""From the tokens of a clip to its feature and logits, and from clips to the utterance."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Added to the variance before the square root of mean_std pooling.
+POOL_EPS = 1e-5
+
+
+def pool_tokens(tokens: Tensor, pooling: str = "mean") -> Tensor:
+    """(N, tokens, D) to (N, D) means, or to (N, 2 D) means and population standard deviations."""
+    mean = tokens.mean(1)
+    if pooling == "mean":
+        return mean
+    if pooling == "mean_std":
+        return torch.cat((mean, (tokens.var(1, correction=0) + POOL_EPS).sqrt()), dim=1)
+    raise ValueError(f"emotion_head: pooling: expected 'mean' or 'mean_std', got {pooling!r}")
+
+
+def emotion_head(tokens: Tensor, weight: Tensor, bias: Tensor, *, pooling: str = "mean") -> tuple[Tensor, Tensor]:
+    """Clip feature f_s and class logits: (N, tokens, D) -> ((N, features), (N, classes)); weight (classes, features)."""
+    features = pool_tokens(tokens, pooling)
+    return features, F.linear(features, weight, bias)
+
+
+def average_clips(values: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean over the clips that vote: (B, L, K) values, (B, L) bool valid (None: all) -> (B, K)."""
+    if valid is None:
+        return values.mean(1)
+    votes = valid.to(values.dtype).unsqueeze(-1)
+    return torch.where(valid.unsqueeze(-1), values, 0.0).sum(1) / votes.sum(1)
