@@ -1,0 +1,204 @@
+"""``python -m python_training train|evaluate|report``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+from avser_fast.errors import AvserError
+
+DATASETS = ("emodb4",)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    overrides = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or "." not in key:
+            raise AvserError(f"--set {pair}: expected SECTION.KEY=VALUE, for example optimisation.epochs=20")
+        overrides[key] = _value(value)
+    return overrides
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers separated by commas, got {text!r}") from None
+
+
+def _bar(total: int, unit: str, quiet: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit=unit, disable=quiet, file=sys.stderr)
+
+
+def _corpus(arguments: argparse.Namespace, settings: Any) -> Any:
+    from .data import compute_features
+    from .data.emodb import LABELS, load_emodb
+
+    utterances = load_emodb(arguments.data)
+    with _bar(len(utterances), "utterance", arguments.quiet) as bar:
+        bar.set_description("features")
+        front_end = settings.front_end.front_end()
+        return compute_features(utterances, LABELS, front_end, lambda done, total: bar.update())
+
+
+def _epoch_progress(bar: Any) -> Callable[[int, int, dict[str, float]], None]:
+    def progress(epoch: int, last: int, record: dict[str, float]) -> None:
+        bar.update()
+        shown = {"loss": f"{record['loss']:.3f}"}
+        if "validation_ua" in record:
+            shown["val UA"] = f"{100 * record['validation_ua']:.0f}%"
+        bar.set_postfix(shown)
+
+    return progress
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Leave one speaker out with the given settings, or a saved model on the corpus."""
+    from .crossval import cross_validate, folds, write_json
+    from .report import read_folds, summarize, text_report
+    from .settings import load_settings
+
+    if arguments.model is not None:
+        return _evaluate_model(arguments)
+    settings = load_settings(arguments.config, _overrides(arguments.set))
+    corpus = _corpus(arguments, settings)
+    total = len(folds(corpus.speakers, arguments.seeds))
+    unit = "fold" if arguments.jobs > 1 else "epoch"
+    per_fold = 1 if arguments.jobs > 1 else settings.optimisation.epochs
+    with _bar(total * per_fold, unit, arguments.quiet) as bar:
+        progress = None if arguments.jobs > 1 else _epoch_progress(bar)
+        runs = cross_validate(settings, corpus, arguments.seeds, arguments.out, jobs=arguments.jobs, progress=progress)
+        for done, (fold, _) in enumerate(runs, start=1):
+            bar.n = done * per_fold
+            bar.set_description(fold.name)
+    summary = summarize([r for r in read_folds(arguments.out) if r["seed"] in arguments.seeds], corpus.labels)
+    write_json(summary, arguments.out / "summary.json")
+    print(text_report(summary, f"{settings.name} on {arguments.dataset}"))
+    return 0
+
+
+def _evaluate_model(arguments: argparse.Namespace) -> int:
+    import avser_fast
+
+    from .data.emodb import LABELS, load_emodb
+    from .metrics import confusion_matrix, unweighted_accuracy, weighted_accuracy
+
+    recognizer = avser_fast.load(arguments.model)
+    labels = list(recognizer.info()["labels"])
+    if set(labels) != set(LABELS):
+        raise AvserError(f"{arguments.model}: expected a model of the classes {', '.join(LABELS)}, got {', '.join(labels)}")
+    utterances = load_emodb(arguments.data)
+    with _bar(len(utterances), "utterance", arguments.quiet) as bar:
+        results = []
+        for utterance in utterances:
+            results += recognizer.infer([utterance.path])
+            bar.update()
+    truth = [u.label for u in utterances]
+    matrix = confusion_matrix(truth, [LABELS.index(r.label) for r in results], len(LABELS))
+    print(f"{arguments.model} on {arguments.dataset}: {len(utterances)} utterances")
+    print(f"WA {100 * weighted_accuracy(matrix):.1f} %   UA {100 * unweighted_accuracy(matrix):.1f} %")
+    trained_on = set((recognizer.info().get("protocol") or {}).get("training_speakers", []))
+    seen = sorted(trained_on & {u.speaker for u in utterances})
+    if seen:
+        print(f"NOT speaker-independent: the model was trained on the speakers {', '.join(seen)}.")
+    elif not trained_on:
+        print("The model file does not say on which speakers it was trained: this may not be speaker-independent.")
+    return 0
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """One model on all speakers of the corpus, written as a model file with its card."""
+    from .final import train_final
+    from .settings import load_settings
+
+    settings = load_settings(arguments.config, _overrides(arguments.set))
+    corpus = _corpus(arguments, settings)
+    with _bar(arguments.epochs or settings.optimisation.epochs, "epoch", arguments.quiet) as bar:
+        path = train_final(
+            settings,
+            corpus,
+            seed=arguments.seed,
+            out=arguments.out,
+            dataset=arguments.dataset,
+            evaluation=arguments.evaluation,
+            epochs=arguments.epochs,
+            progress=_epoch_progress(bar),
+        )
+    print(f"wrote {path}")
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Compare finished cross-validations."""
+    from .report import compare, compare_table
+
+    print(compare_table(compare(arguments.folders)))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m python_training", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def common(name: str, function: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        command.set_defaults(run=function)
+        command.add_argument("--dataset", choices=DATASETS, required=True)
+        command.add_argument("--data", type=Path, help="folder of the recordings (default: the one in the project)")
+        command.add_argument("--config", default="mdscm-small", help="name in configs/ or path of a TOML file")
+        command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one setting")
+        command.add_argument("--threads", type=int, default=None, help="threads of torch (default: torch's own choice)")
+        command.add_argument("--quiet", action="store_true", help="no progress bar")
+        return command
+
+    command = common("train", train)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--epochs", type=int, help="stop after so many epochs (default: the evaluation's median, else all)")
+    command.add_argument("--evaluation", type=Path, help="folder of an `evaluate` run with these settings, for the card")
+    command.add_argument("--out", type=Path, required=True, help="model file to write (.safetensors)")
+    command = common("evaluate", evaluate)
+    command.add_argument("--seeds", type=_seeds, default=[0], help="comma-separated (default: 0)")
+    command.add_argument("--jobs", type=int, default=1, help="folds side by side, one thread each")
+    command.add_argument("--out", type=Path, default=Path("runs/evaluate"), help="folder of the folds' results")
+    command.add_argument("--model", help="score this model file or shipped model instead of cross-validating")
+    command = commands.add_parser("report", help=report.__doc__, description=report.__doc__)
+    command.set_defaults(run=report)
+    command.add_argument("folders", nargs="+", type=Path, help="folders of `evaluate` runs")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    if getattr(arguments, "threads", None):
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+    try:
+        return int(arguments.run(arguments))
+    except (AvserError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last finished epoch", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Training settings: one TOML file says everything about a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Mapping
+
+from avser_fast.config import ClipRule, ConfigError, FrontEnd, MDSCM
+
+from .data import Augmentation
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """AdamW or SGD with linear warm-up and cosine decay; weights are averaged exponentially (``ema``, 0: off).
+
+    ``epochs`` is the length of the schedule.  The epoch whose averaged weights score best on the validation speaker is
+    kept: by UA, ties by loss, among the epochs of the last ``pick_last`` share of the schedule.  ``refit`` then trains again on
+    all training speakers, the validation speaker included, for as many epochs.
+    """
+
+    epochs: int = 60
+    batch_size: int = 32
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-2
+    warmup_epochs: float = 2.0
+    label_smoothing: float = 0.0
+    class_weights: bool = True
+    ema: float = 0.99
+    gradient_clip: float = 5.0
+    pick_last: float = 0.5
+    refit: bool = False
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in ("adamw", "sgd"):
+            raise ConfigError(f"optimizer: expected 'adamw' or 'sgd', got {self.optimizer!r}")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A named recipe: front end (its mean and std are measured), clip rule of evaluation, network, optimisation."""
+
+    name: str
+    front_end: FrontEndRecipe
+    clip_rule: ClipRule = field(default_factory=ClipRule)
+    network: MDSCM = field(default_factory=MDSCM)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class FrontEndRecipe:
+    """A FrontEnd before the mean and standard deviation of ``normalization='global'`` are measured."""
+
+    mel_bands: int = 40
+    channels: int = 1
+    normalization: str = "none"
+
+    def front_end(self) -> FrontEnd:
+        """The front end; 0 and 1 stand for mean and std until ``FeatureSet.measured_front_end`` fills them in."""
+        if self.normalization != "global":
+            return FrontEnd(mel_bands=self.mel_bands, channels=self.channels, normalization=self.normalization)
+        return FrontEnd(
+            mel_bands=self.mel_bands,
+            channels=self.channels,
+            normalization="global",
+            mean=(0.0,) * self.channels,
+            std=(1.0,) * self.channels,
+        )
+
+
+_SECTIONS = {
+    "front_end": FrontEndRecipe,
+    "clip_rule": ClipRule,
+    "network": MDSCM,
+    "optimisation": Optimisation,
+    "augmentation": Augmentation,
+}
+
+
+def load_settings(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read ``source``, a TOML file or the name of one in ``configs/``; ``overrides`` maps "section.key" to values.
+
+    ``clips = 0`` in the file stands for None (as many as the utterance needs).  Raises ConfigError naming the file and key.
+    """
+    path = Path(source)
+    if not path.suffix:
+        path = CONFIGS / f"{source}.toml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.toml")))
+        raise ConfigError(f"{source}: expected a TOML file or one of {known}")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: expected TOML, got {error}") from error
+    for key, value in (overrides or {}).items():
+        section, _, name = key.partition(".")
+        data.setdefault(section, {})[name] = value
+    built: dict[str, Any] = {}
+    for section, values in data.items():
+        if section not in _SECTIONS:
+            raise ConfigError(f"{path}: expected the sections {', '.join(_SECTIONS)}, got [{section}]")
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if section == "clip_rule" and values.get("clips") == 0:
+            values["clips"] = None
+        try:
+            built[section] = _SECTIONS[section](**values)
+        except (TypeError, ConfigError) as error:
+            raise ConfigError(f"{path}: [{section}]: {error}") from error
+    return Settings(name=path.stem, **{"front_end": FrontEndRecipe(), **built})
