@@ -1,0 +1,190 @@
+"""What was built, what this machine offers and what will run: ``build_info`` and ``doctor``."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent
+#: What `pip install avser_fast` brings, and what each extra needs; shown with their versions.
+PACKAGES = ("numpy", "soundfile", "safetensors", "torch", "torchaudio", "triton", "opencv-python")
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One environment variable: ``read`` is when ("build" or "run"), ``values`` what it may hold."""
+
+    name: str
+    read: str
+    values: str
+    default: str
+    meaning: str
+
+
+#: Every environment variable that this project reads.
+VARIABLES = (
+    Variable(
+        "AVSER_FAST_CPU_ISA",
+        "run",
+        "scalar, avx2, avx512",
+        "the best one supported",
+        "instruction set of the CPU kernels; one that the build or the machine lacks is an error",
+    ),
+    Variable(
+        "AVSER_FAST_CUDA",
+        "build",
+        "0, 1, auto",
+        "auto",
+        "compile the CUDA kernels: never, always (nvcc comes from the registry's wheels where no toolkit is found), "
+        "where nvcc is found",
+    ),
+    Variable(
+        "AVSER_FAST_SLIM",
+        "build",
+        "0, 1",
+        "0",
+        "1 builds and depends on nothing of torch: inference on the CPU",
+    ),
+    Variable(
+        "TORCH_CUDA_ARCH_LIST",
+        "build",
+        "like 8.0;9.0a;9.0+PTX",
+        "8.0 9.0a 9.0+PTX",
+        "GPU architectures to compile for",
+    ),
+    Variable("CUDA_HOME", "build", "a folder", "nvcc in PATH", "CUDA toolkit to compile with"),
+)
+
+
+def build_info() -> dict[str, Any]:
+    """How the compiled parts were built, and whether ``avser_fast._engine`` loads; imports NumPy at most.
+
+    Keys: ``version``, ``package`` (the folder), ``build`` (what the build wrote down; empty where nothing was built),
+    ``engine`` (its own account and instruction sets, or ``error`` with the loader's words).
+    """
+    try:
+        build = json.loads((PACKAGE / "_build_info.json").read_text())
+    except FileNotFoundError:
+        build = {}
+    return {"version": _version("avser_fast"), "package": str(PACKAGE), "build": build, "engine": _engine()}
+
+
+def report() -> dict[str, Any]:
+    """What ``doctor`` prints, as plain data.  Imports torch where it is installed (seconds) to see whether it loads."""
+    return {
+        **build_info(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "torch_ops": _torch_ops(),
+        "cuda": _cuda(),
+        "models": {path.stem: path.stat().st_size for path in sorted((PACKAGE / "models").glob("*.safetensors"))},
+        "environment": {v.name: os.environ[v.name] for v in VARIABLES if v.name in os.environ},
+    }
+
+
+def doctor() -> str:
+    """A report for a person: versions, what was compiled and why not, what this machine supports, what is set."""
+    r = report()
+    build, engine, torch_ops, cuda = r["build"], r["engine"], r["torch_ops"], r["cuda"]
+    lines = [
+        f"avser_fast {r['version'] or '(not installed)'} in {r['package']}",
+        f"Python {r['python']} on {r['platform']}",
+        "packages: " + ", ".join(f"{name} {version or 'missing'}" for name, version in r["packages"].items()),
+    ]
+    if build:
+        compiled = (
+            f"compiled for {build['cuda_archs']} by nvcc {build['nvcc']}"
+            if build["cuda"] == "1"
+            else f"not compiled: {build['cuda_reason']}"
+        )
+        lines += [
+            f"build: {build['compiler']}, {build['build_type']}, "
+            f"Python {build['python']}, pybind11 {build['pybind11']}",
+            f"CPU kernels: compiled for {build['isas']}",
+            f"CUDA kernels: {compiled}",
+        ]
+    else:
+        lines.append("build: nothing was built here (no _build_info.json); install with pip")
+    if "error" in engine:
+        lines.append(f"engine: cannot be loaded: {engine['error']}")
+    else:
+        runs = engine.get("isa") or f"none: {engine['isa_error']}"
+        lines.append(f"engine: loads; this machine supports {' '.join(engine['supported_isas'])}, runs {runs}")
+    if torch_ops.get("loaded"):
+        lines.append(f"torch ops: load with torch {torch_ops['torch']}, built with {torch_ops['built_with_torch']}")
+    else:
+        lines.append(f"torch ops: {torch_ops['error']}")
+    lines.append(f"CUDA driver: {cuda['error']}" if "error" in cuda else f"CUDA driver: {cuda['driver']}")
+    lines += [f"  GPU {i}: {name}" for i, name in enumerate(cuda.get("devices", ()))]
+    models = ", ".join(f"{name} ({size / 1e6:.1f} MB)" for name, size in r["models"].items())
+    lines.append(f"models: {models or 'none'}")
+    values = ", ".join(f"{name}={value}" for name, value in r["environment"].items())
+    lines.append(f"environment: {values or 'no variable of this project is set'}")
+    return "\n".join(lines)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _engine() -> dict[str, Any]:
+    try:
+        engine = importlib.import_module("avser_fast._engine")
+    except Exception as error:  # whatever the loader says is what the user must see
+        return {"error": f"{type(error).__name__}: {error}"}
+    info: dict[str, Any] = {**engine.build_info(), "supported_isas": engine.supported_isas()}
+    try:
+        info["isa"] = engine.cpu_isa()
+    except Exception as error:
+        info["isa_error"] = str(error)
+    return info
+
+
+def _torch_ops() -> dict[str, Any]:
+    if importlib.util.find_spec("torch") is None:
+        return {"loaded": False, "error": "torch is not installed"}
+    try:
+        torch = importlib.import_module("torch")
+        importlib.import_module("avser_fast.ops")  # defines the ops that the module implements
+        module = importlib.import_module("avser_fast._torch_ops")
+    except Exception as error:
+        return {"loaded": False, "error": f"cannot be loaded: {type(error).__name__}: {error}"}
+    return {"loaded": True, "torch": str(torch.__version__), **module.build_info()}
+
+
+def _cuda() -> dict[str, Any]:
+    """Asks the driver itself, which works without torch."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError as error:
+        return {"error": f"none ({error})"}
+    status = driver.cuInit(0)
+    if status != 0:
+        return {"error": f"cuInit failed with error {status}"}
+    version, count = ctypes.c_int(), ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    devices = []
+    for index in range(count.value):
+        device, text = ctypes.c_int(), ctypes.create_string_buffer(256)
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        driver.cuDeviceGet(ctypes.byref(device), index)
+        driver.cuDeviceGetName(text, 256, device)
+        driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # compute capability
+        driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+        devices.append(f"{text.value.decode()} (compute capability {major.value}.{minor.value})")
+    return {"driver": f"{version.value // 1000}.{version.value % 1000 // 10}", "devices": devices}

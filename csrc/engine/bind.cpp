@@ -1,0 +1,163 @@
+#include "engine/bind.h"
+
+#include <pybind11/numpy.h>
+
+#include <string>
+#include <vector>
+
+#include "common/check.h"
+#include "common/executor.h"
+#include "engine/engine.h"
+
+namespace py = pybind11;
+
+namespace avser {
+namespace {
+
+using FloatArray =
+    py::array_t<float, py::array::c_style | py::array::forcecast | py::detail::npy_api::NPY_ARRAY_ALIGNED_>;
+
+std::string text(const py::handle& value) { return py::cast<std::string>(py::str(value)); }
+
+std::string shape_text(const py::array& array) { return text(array.attr("shape")); }
+
+// Contiguous float32; anything that is not an array of real numbers is an error.
+FloatArray real_array(const py::handle& value, const std::string& what, ErrorKind kind) {
+  const py::array array = py::array::ensure(value);
+  if (!array) {
+    PyErr_Clear();
+    fail(kind, what, ": expected an array of numbers, got ", text(py::type::of(value).attr("__name__")));
+  }
+  if (std::string("fiub").find(array.dtype().kind()) == std::string::npos) {
+    fail(kind, what, ": expected an array of real numbers, got dtype ", text(array.dtype()));
+  }
+  const FloatArray out = FloatArray::ensure(array);
+  if (!out) throw py::error_already_set();
+  return out;
+}
+
+// A field of the network's configuration; a missing one keeps its default, as in avser_fast.config.
+template <typename T>
+void read(const py::dict& fields, const char* name, T& value, const char* expected) {
+  if (!fields.contains(name)) return;
+  const py::object found = fields[name];
+  try {
+    if constexpr (std::is_same_v<T, bool>) {
+      if (!py::isinstance<py::bool_>(found)) throw py::cast_error();
+      value = py::cast<bool>(found);
+    } else if constexpr (std::is_same_v<T, int64_t>) {
+      if (!py::isinstance<py::int_>(found) || py::isinstance<py::bool_>(found)) throw py::cast_error();
+      value = py::cast<int64_t>(found);
+    } else {
+      value.clear();
+      for (const py::handle width : found) value.push_back(py::cast<int64_t>(width));
+    }
+  } catch (const std::exception&) {  // a cast_error, or the iteration's TypeError
+    fail(ErrorKind::config, "Engine: network.", name, ": expected ", expected, ", got ", text(py::repr(found)));
+  }
+}
+
+Network read_network(const std::string& spec_json) {
+  py::object spec;
+  try {
+    spec = py::module_::import("json").attr("loads")(spec_json);
+  } catch (py::error_already_set& error) {
+    fail(ErrorKind::config, "Engine: spec_json: expected the JSON form of a ModelSpec, got ", text(error.value()));
+  }
+  if (!py::isinstance<py::dict>(spec) || !spec.contains("network") || !py::isinstance<py::dict>(spec["network"])) {
+    fail(ErrorKind::config, "Engine: spec_json: expected the JSON form of a ModelSpec with a 'network', got ",
+         spec_json);
+  }
+  const py::dict fields = spec["network"];
+  Network network;
+  for (const auto& [name, field] : {std::pair{"mel_bands", &Network::mel_bands},
+                                    {"in_channels", &Network::in_channels},
+                                    {"clip_frames", &Network::clip_frames},
+                                    {"classes", &Network::classes},
+                                    {"attention_reduction", &Network::attention_reduction},
+                                    {"encoder_layers", &Network::encoder_layers},
+                                    {"encoder_heads", &Network::encoder_heads},
+                                    {"encoder_ff", &Network::encoder_ff}}) {
+    read(fields, name, network.*field, "an integer");
+  }
+  read(fields, "stem", network.stem, "a list of integers");
+  read(fields, "blocks", network.blocks, "a list of integers");
+  read(fields, "spatial_attention", network.spatial_attention, "true or false");
+  read(fields, "channel_attention", network.channel_attention, "true or false");
+  if (fields.contains("pooling")) {
+    const std::string pooling = text(fields["pooling"]);
+    AVSER_CHECK(pooling == "mean" || pooling == "mean_std", config,
+                "Engine: network.pooling: expected 'mean' or 'mean_std', got '", pooling, "'");
+    network.mean_std = pooling == "mean_std";
+  }
+  return network;
+}
+
+std::unique_ptr<Engine> make_engine(const std::string& spec_json, const py::dict& tensors, bool poison) {
+  const Network network = read_network(spec_json);
+  std::vector<FloatArray> arrays;
+  Tensors views;
+  for (const auto& [key, value] : tensors) {
+    const std::string name = text(key);
+    arrays.push_back(real_array(value, "Engine: " + name, ErrorKind::model));
+    const FloatArray& array = arrays.back();
+    views[name] = {array.data(), {array.shape(), array.shape() + array.ndim()}};
+  }
+  const py::gil_scoped_release release;
+  return std::make_unique<Engine>(network, views, poison);
+}
+
+py::tuple forward(const Engine& engine, const py::object& clips, const py::object& valid, int threads) {
+  const Network& network = engine.network();
+  const FloatArray x = real_array(clips, "Engine.forward: clips", ErrorKind::input);
+  const bool fits = x.ndim() == 5 && x.shape(2) == network.in_channels && x.shape(3) == network.clip_frames &&
+                    x.shape(4) == network.mel_bands;
+  AVSER_CHECK(fits, input, "Engine.forward: clips: expected shape (B, L, ", network.in_channels, ", ",
+              network.clip_frames, ", ", network.mel_bands, "), got ", shape_text(x));
+  const py::ssize_t batch = x.shape(0), count = x.shape(1);
+
+  py::array_t<bool, py::array::c_style> votes;
+  if (!valid.is_none()) {
+    const py::array array = py::array::ensure(valid);
+    if (!array) PyErr_Clear();
+    const bool boolean = array && array.dtype().kind() == 'b';
+    AVSER_CHECK(boolean, input, "Engine.forward: valid: expected an array of bool, got ",
+                array ? "dtype " + text(array.dtype()) : text(py::type::of(valid).attr("__name__")));
+    AVSER_CHECK(array.ndim() == 2 && array.shape(0) == batch && array.shape(1) == count, input,
+                "Engine.forward: valid: expected shape (", batch, ", ", count, "), got ", shape_text(array));
+    votes = array;
+  }
+
+  PoolExecutor executor(threads);
+  py::array_t<float> probabilities({batch, static_cast<py::ssize_t>(network.classes)});
+  py::array_t<float> features({batch, count, static_cast<py::ssize_t>(network.features())});
+  py::array_t<float> logits({batch, count, static_cast<py::ssize_t>(network.classes)});
+  float* const out[] = {probabilities.mutable_data(), features.mutable_data(), logits.mutable_data()};
+  const bool* voting = valid.is_none() ? nullptr : votes.data();
+  {
+    const py::gil_scoped_release release;
+    engine.forward(x.data(), voting, batch, count, out[0], out[1], out[2], executor);
+  }
+  return py::make_tuple(probabilities, features, logits);
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  py::class_<Engine>(m, "Engine",
+                     "The whole forward of one MDSCM in float32 on the CPU; immutable, safe to call from many threads.")
+      .def(py::init(&make_engine), py::arg("spec_json"), py::arg("tensors"), py::kw_only(), py::arg("poison") = false,
+           "spec_json: json.dumps(ModelSpec.to_dict()).  tensors: the state dict of avser_fast.nn.MDSCM as arrays, "
+           "which "
+           "are copied.\npoison fills unwritten memory with NaN before every call, for tests.  Raises ConfigError or "
+           "ModelError naming the field or tensor.")
+      .def("forward", &forward, py::arg("clips"), py::arg("valid") = py::none(), py::arg("threads") = 1,
+           "clips (B, L, channels, clip_frames, bands), valid (B, L) bool (None: every clip votes) ->\n"
+           "(probabilities (B, classes), features (B, L, D), clip_logits (B, L, classes)), float32.\n"
+           "An utterance of which no clip votes has NaN probabilities.  Raises InputError naming the argument.")
+      .def_property_readonly(
+          "isa", [](const Engine& engine) { return isa_name(engine.isa()); },
+          "Instruction set that this engine runs on.");
+}
+
+}  // namespace avser

@@ -1,0 +1,38 @@
+#include "engine/network.h"
+
+#include <algorithm>
+#include <string>
+
+#include "common/check.h"
+
+namespace avser {
+
+int64_t Network::attention_width() const { return std::max<int64_t>(1, blocks.back() / attention_reduction); }
+
+int64_t Network::halved(int64_t size) const {
+  for (size_t i = 0; i < stem.size() + blocks.size(); ++i) size = (size + 1) / 2;
+  return size;
+}
+
+void Network::check() const {
+  const auto positive = [](const char* name, int64_t value) {
+    AVSER_CHECK(value >= 1, config, "Engine: network.", name, ": expected at least 1, got ", value);
+  };
+  positive("mel_bands", mel_bands);
+  positive("in_channels", in_channels);
+  positive("clip_frames", clip_frames);
+  positive("classes", classes);
+  positive("attention_reduction", attention_reduction);
+  positive("encoder_heads", encoder_heads);
+  positive("encoder_ff", encoder_ff);
+  AVSER_CHECK(!stem.empty(), config, "Engine: network.stem: expected one or more widths, got none");
+  AVSER_CHECK(!blocks.empty(), config, "Engine: network.blocks: expected one or more widths, got none");
+  for (int64_t width : stem) positive("stem", width);
+  for (int64_t width : blocks) positive("blocks", width);
+  AVSER_CHECK(encoder_layers >= 0, config, "Engine: network.encoder_layers: expected 0 or more, got ", encoder_layers);
+  AVSER_CHECK(encoder_layers == 0 || token_width() % encoder_heads == 0, config,
+              "Engine: network.encoder_heads: expected a divisor of the token width ", token_width(), ", got ",
+              encoder_heads);
+}
+
+}  // namespace avser

@@ -1,0 +1,40 @@
+// Shapes of one member of the MDSCM family.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace avser {
+
+// The fields of avser_fast.config.MDSCM that the forward depends on.
+struct Network {
+  int64_t mel_bands = 40;
+  int64_t in_channels = 1;
+  int64_t clip_frames = 224;
+  int64_t classes = 4;
+  std::vector<int64_t> stem = {32, 64};
+  std::vector<int64_t> blocks = {128, 256};
+  bool spatial_attention = true;
+  bool channel_attention = true;
+  int64_t attention_reduction = 16;
+  int64_t encoder_layers = 2;
+  int64_t encoder_heads = 4;
+  int64_t encoder_ff = 512;
+  bool mean_std = false;
+
+  // Throws a config error that names the field when a value cannot be run.
+  void check() const;
+
+  int64_t clip_floats() const { return in_channels * clip_frames * mel_bands; }
+  // Time steps and mel rows that the strided layers leave.
+  int64_t tokens() const { return halved(clip_frames); }
+  int64_t rows() const { return halved(mel_bands); }
+  int64_t token_width() const { return blocks.back() * rows(); }
+  int64_t attention_width() const;
+  int64_t features() const { return token_width() * (mean_std ? 2 : 1); }
+
+ private:
+  int64_t halved(int64_t size) const;
+};
+
+}  // namespace avser

@@ -1,0 +1,43 @@
+// A model's tensors, checked, folded and packed for the kernels of one instruction set.
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "engine/buffer.h"
+#include "engine/network.h"
+#include "ops/conv_stem/conv_stem.h"
+#include "ops/cs_attention/cs_attention.h"
+#include "ops/dsc_block/dsc_block.h"
+#include "ops/emotion_head/emotion_head.h"
+#include "ops/temporal_attention/temporal_attention.h"
+
+namespace avser {
+
+// A borrowed, contiguous tensor.
+struct TensorView {
+  const float* data = nullptr;
+  std::vector<int64_t> shape;
+};
+
+// By the names of the state dict of avser_fast.nn.MDSCM.
+using Tensors = std::map<std::string, TensorView>;
+
+struct Weights {
+  // Throws a model error that names the tensor when one is missing, left over or misshaped.  Nothing of `tensors` is
+  // kept.
+  Weights(const Network& network, const Tensors& tensors, int64_t lanes);
+
+  std::vector<ConvStemLayer> stem;
+  std::vector<DscBlock> blocks;
+  CsAttention attention{};
+  std::vector<EncoderLayer> encoder;
+  EmotionHead head{};
+
+ private:
+  std::vector<Buffer> memory_;
+  friend class WeightsBuilder;
+};
+
+}  // namespace avser

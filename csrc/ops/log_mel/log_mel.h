@@ -1,0 +1,79 @@
+// Waveform to log-mel features: pre-emphasis, frames, power spectrum, triangular mel filters, natural log.
+//
+// Everything inside is double: speech frames span more than float32's 24 bits, and a float32 FFT would bury the weak
+// bands under the rounding errors of the strong ones.  A frame's result depends on its own samples alone, bit for bit:
+// not on its neighbours, on the length of the waveform or on the number of threads.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include "common/executor.h"
+#include "common/isa.h"
+
+namespace avser {
+
+struct LogMelOptions {
+  int64_t sampling_rate = 16000;
+  int64_t mel_bands = 40;
+  int64_t frame_length = 400;  // samples
+  int64_t frame_step = 160;    // samples
+  int64_t n_fft = 512;
+  double preemphasis = 0.97;
+  double low_hz = 0.0;
+  double high_hz = 8000.0;
+
+  auto key() const {
+    return std::make_tuple(sampling_rate, mel_bands, frame_length, frame_step, n_fft, preemphasis, low_hz, high_hz);
+  }
+};
+
+enum class SampleType { int16, float32, float64 };
+
+struct Waveform {
+  const void* data;
+  SampleType type;
+  int64_t samples;
+  int64_t stride = 1;  // in elements, may be negative
+};
+
+// Throws a config error that names the option.
+void check_log_mel(const LogMelOptions& options);
+
+// 1 for a waveform no longer than a frame; the last frame is zero-padded.
+int64_t log_mel_frames(int64_t samples, const LogMelOptions& options);
+
+// Everything that depends on the options alone.  Indices of `position` are spectrum bins, its values places in the
+// order in which the transform leaves them.
+struct LogMelTables {
+  LogMelOptions options;
+  int64_t half = 0;                // n_fft / 2 complex points
+  std::vector<double> twiddles;    // of all passes, in the order of use
+  std::vector<double> unpack;      // cos, sin of 2 pi k / n_fft for k in [0, half / 2]
+  std::vector<int32_t> position;   // [half]
+  std::vector<int32_t> band_bin;   // [mel_bands] first bin of a band with a weight
+  std::vector<int32_t> band_size;  // [mel_bands]
+  std::vector<double> weights;     // of all bands, one after the other
+};
+
+// Shared by all callers with the same options; thread-safe.
+std::shared_ptr<const LogMelTables> log_mel_tables(const LogMelOptions& options);
+
+// out is (frames, mel_bands), contiguous.  waveform.samples must be at least 1.
+void log_mel(const Waveform& waveform, const LogMelOptions& options, float* out, Executor& executor);
+void log_mel(const Waveform& waveform, const LogMelOptions& options, double* out, Executor& executor);
+
+struct LogMelKernels {
+  int lanes;  // frames that go through one transform together
+  int64_t (*scratch_bytes)(const LogMelTables& tables);
+  // Frames [begin, end) into rows [begin, end) of out; scratch is 64-byte aligned.
+  void (*run_float)(const Waveform&, const LogMelTables&, int64_t begin, int64_t end, float* out, double* scratch);
+  void (*run_double)(const Waveform&, const LogMelTables&, int64_t begin, int64_t end, double* out, double* scratch);
+  // Natural log of n doubles (n a multiple of lanes), for tests.
+  void (*log)(const double* x, double* y, int64_t n);
+};
+AVSER_DECLARE_PER_ISA(LogMelKernels, log_mel_kernels);
+
+}  // namespace avser
