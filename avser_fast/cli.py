@@ -1,0 +1,237 @@
+"""The command ``avser-fast``.  Exit codes: 0 ok, 1 failed, 2 usage, 3 some inputs failed; 130 after Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, TYPE_CHECKING, Any
+
+from .errors import AvserError
+
+if TYPE_CHECKING:
+    from .inference.recognizer import Recognizer
+    from .inference.result import EmotionResult
+
+OK, FAILED, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+PROGRAM = "avser-fast"
+#: Commands of the training package, which is part of a source checkout and not of a slim installation.
+TRAINING = {"train": "train a model on a corpus", "evaluate": "evaluate a training protocol on a corpus"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name that the terminal cannot show must not stop the others
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader has gone (``| head``).  Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (AvserError, OSError) as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in TRAINING:
+        return _training(arguments)
+    parser = _parser()
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as stop:  # argparse has printed help (0) or what is wrong (2)
+        return int(stop.code or 0)
+    if options.command is None:
+        parser.print_usage(sys.stderr)
+        print(f"{PROGRAM}: expected a command, see {PROGRAM} --help", file=sys.stderr)
+        return USAGE
+    code: int = options.run(options)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Speech emotion recognition with the MDSCM/AVDAL system.",
+        epilog="exit codes: 0 ok, 1 failed, 2 usage, 3 some inputs failed",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    infer = commands.add_parser(
+        "infer",
+        help="the emotion of each audio file",
+        description="Print the emotion of each audio file (wav, flac, ogg, mp3, ...).",
+        epilog="Files that cannot be used are reported on stderr, the others are printed; the exit code is then 3.",
+    )
+    infer.add_argument("files", nargs="+", metavar="FILE", help="audio file, or - for one on the standard input")
+    form = infer.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON array, one object per line and file")
+    form.add_argument("--csv", action="store_true", help="comma-separated values with a header line")
+    infer.add_argument(
+        "--model", default="default", metavar="M", help="shipped name or safetensors file (default: %(default)s)"
+    )
+    infer.add_argument("--top-k", type=_count, metavar="K", help="show only the K most probable emotions")
+    infer.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    infer.add_argument("--precision", default="auto", metavar="P", help="auto or float32 (default: %(default)s)")
+    infer.add_argument(
+        "--batch-size", type=_count, metavar="N", help="files scored together; changes memory, no result"
+    )
+    infer.add_argument(
+        "--output", metavar="FILE", help="write here, whole or not at all, instead of the standard output"
+    )
+    infer.set_defaults(run=_infer)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="what was built, what runs here, and why",
+        description="Say what was built, what runs on this machine, and why.",
+    )
+    doctor.add_argument("--json", action="store_true", help="as one JSON object")
+    doctor.set_defaults(run=_doctor)
+
+    if importlib.util.find_spec("python_training") is not None:
+        for name, what in TRAINING.items():
+            commands.add_parser(name, help=what, add_help=False)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        import avser_fast
+
+        print(f"{PROGRAM} {avser_fast.__version__}")
+        parser.exit()
+
+
+def _count(text: str) -> int:
+    value = int(text) if text.isascii() and text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return value
+
+
+# infer
+
+
+def _infer(options: argparse.Namespace) -> int:
+    if options.files.count("-") > 1:
+        print(f"{PROGRAM} infer: expected - at most once: there is one standard input", file=sys.stderr)
+        return USAGE
+    from .inference.recognizer import load
+
+    recognizer = load(options.model, device=options.device, precision=options.precision)
+    failed = 0
+
+    def results() -> Iterator[tuple[str, EmotionResult]]:
+        nonlocal failed
+        items = (sys.stdin.buffer if file == "-" else file for file in options.files)
+        found = recognizer.iter_infer(items, batch_size=options.batch_size, top_k=options.top_k, on_error="return")
+        for file, result in zip(options.files, found):
+            if result.error is not None:
+                failed += 1
+                print(f"{PROGRAM}: {result.error}", file=sys.stderr)
+            yield file, result
+
+    write: Callable[[Iterable[tuple[str, EmotionResult]], Recognizer, list[str], IO[str]], None]
+    write = _write_json if options.json else _write_csv if options.csv else _write_table
+    if options.output is None:
+        write(results(), recognizer, options.files, sys.stdout)
+    else:
+        from .inference.weights import write_bytes
+
+        text = io.StringIO(newline="")
+        write(results(), recognizer, options.files, text)
+        write_bytes(options.output, text.getvalue().encode("utf-8", "backslashreplace"))
+    return SOME_FAILED if failed else OK
+
+
+def _write_json(
+    results: Iterable[tuple[str, EmotionResult]], recognizer: Recognizer, files: list[str], out: IO[str]
+) -> None:
+    separator = "[\n"
+    for file, result in results:
+        out.write(separator + json.dumps({"file": file, **result.to_dict()}))
+        separator = ",\n"
+    out.write("\n]\n")
+
+
+def _write_csv(
+    results: Iterable[tuple[str, EmotionResult]], recognizer: Recognizer, files: list[str], out: IO[str]
+) -> None:
+    labels = recognizer.spec.labels
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["file", "label", "score", *labels, "duration_s", "padded_fraction", "backend", "error"])
+    for file, result in results:
+        scores = [_number(result.scores.get(label)) for label in labels]
+        length = ["", ""] if result.error else [_number(result.duration_s), _number(result.padded_fraction)]
+        row = [file, result.label or "", _number(result.score), *scores, *length, result.backend, result.error or ""]
+        writer.writerow(row)
+
+
+def _write_table(
+    results: Iterable[tuple[str, EmotionResult]], recognizer: Recognizer, files: list[str], out: IO[str]
+) -> None:
+    width = max(map(len, [*files, "file"]))
+    narrow = max(map(len, [*recognizer.spec.labels, "label"]))
+    header = f"{'file':<{width}}  {'label':<{narrow}}  score  seconds  scores"
+    for file, result in results:
+        if result.error is not None:
+            continue
+        if header:
+            out.write(header + "\n")
+            header = ""
+        scores = "  ".join(f"{label} {p:.3f}" for label, p in result.scores.items())
+        answer = f"{result.label:<{narrow}}  {result.score:.3f}  {result.duration_s:7.2f}"
+        out.write(f"{file:<{width}}  {answer}  {scores}\n")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else repr(float(value))
+
+
+# doctor, training
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from . import info
+
+    print(json.dumps(info.report(), indent=2, sort_keys=True, default=str) if options.json else info.doctor())
+    return OK
+
+
+def _training(arguments: list[str]) -> int:
+    """Hand the command line to ``python -m python_training``."""
+    if importlib.util.find_spec("python_training") is None:
+        print(
+            f"{PROGRAM} {arguments[0]}: expected the package python_training, which comes with a source checkout and "
+            "not with this installation",
+            file=sys.stderr,
+        )
+        return USAGE
+    import runpy
+
+    before = sys.argv
+    sys.argv = [f"{PROGRAM}", *arguments]
+    try:
+        runpy.run_module("python_training", run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        if stop.code is None or isinstance(stop.code, int):
+            return int(stop.code or 0)
+        print(stop.code, file=sys.stderr)
+        return FAILED
+    finally:
+        sys.argv = before
+    return OK

@@ -1,0 +1,82 @@
+"""The front end without torch: waveform at int16 scale to features, features to clips."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from ..config import ClipRule, FrontEnd
+from ..errors import BackendError
+
+#: Smallest standard deviation that ``utterance`` normalisation divides by, as in the reference.
+STD_FLOOR = 1e-5
+
+
+def engine_module() -> Any:
+    """The compiled module, or BackendError with the reason why it is not there."""
+    try:
+        return import_module("avser_fast._engine")
+    except ImportError as error:
+        raise BackendError(
+            f"backend 'engine': the compiled module avser_fast._engine cannot be imported ({error}); build it with "
+            "pip install, or choose backend='reference'"
+        ) from error
+
+
+def log_mel_options(front_end: FrontEnd) -> dict[str, Any]:
+    """The arguments of ``log_mel`` that a front end stands for."""
+    return {
+        "sampling_rate": front_end.sampling_rate,
+        "mel_bands": front_end.mel_bands,
+        "frame_length": front_end.frame_length,
+        "frame_step": front_end.frame_step,
+        "n_fft": front_end.n_fft,
+        "preemphasis": front_end.preemphasis,
+        "low_hz": front_end.low_hz,
+        "high_hz": front_end.high_hz,
+    }
+
+
+def features(waveform: np.ndarray, front_end: FrontEnd, threads: int = 1) -> np.ndarray:
+    """Normalised features (channels, frames, bands) float32 of a waveform (n,) float32 at int16 scale.
+
+    The waveform is at ``front_end.sampling_rate``; the result does not depend on ``threads``.
+    """
+    engine = engine_module()
+    static = engine.log_mel(waveform, threads=threads, **log_mel_options(front_end))
+    return normalize(engine.add_deltas(static, front_end.channels, front_end.delta_window), front_end)
+
+
+def normalize(values: np.ndarray, front_end: FrontEnd) -> np.ndarray:
+    """``reference.normalize`` in NumPy: (channels, frames, bands) float32, the shape is kept."""
+    if front_end.normalization == "global":
+        mean = np.array(front_end.mean, np.float32).reshape(-1, 1, 1)
+        std = np.array(front_end.std, np.float32).reshape(-1, 1, 1)
+        return (values - mean) / std
+    if front_end.normalization == "utterance":
+        mean = values.mean(1, dtype=np.float64, keepdims=True)
+        std = np.maximum(values.std(1, dtype=np.float64, keepdims=True), STD_FLOOR)
+        return ((values - mean) / std).astype(np.float32)
+    return values
+
+
+def clips_and_table(values: np.ndarray, rule: ClipRule) -> tuple[np.ndarray, np.ndarray]:
+    """The clips that vote, (L, channels, clip_frames, bands), and which frames they hold.
+
+    The second array is (L, clip_frames): 1-based frame numbers, 0 = padding.
+    """
+    engine = engine_module()
+    clips, valid = engine.frame_clips(values, rule.clips, rule.clip_frames, rule.rule)
+    table = engine.clip_table(values.shape[1], rule.clips, rule.clip_frames, rule.rule)
+    if isinstance(table, tuple):
+        table = table[0]
+    return clips[valid], table[valid]
+
+
+def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """Band-limited change of rate, (n,) float32 to (ceil(n * to / from),) float32."""
+    if from_rate == to_rate:
+        return waveform
+    return np.asarray(engine_module().resample(waveform, from_rate, to_rate))

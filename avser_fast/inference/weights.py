@@ -1,0 +1,296 @@
+"""Model files: safetensors with one JSON header, read and written without torch and without running code.
+
+The header stands under the metadata key ``avser_fast``: ``format`` (version of this layout), ``kind`` (``mdscm``,
+``avre`` or ``fusion``), what the kind needs (``spec`` of an ``mdscm``: a ``config.ModelSpec`` as a dictionary) and
+``card`` (licence of the data, protocol, metrics, calibration).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import MDSCM, ModelSpec
+from ..errors import ConfigError, ModelError
+
+#: Version of the header's layout; files with a larger one are refused.
+FORMAT = 1
+HEADER_KEY = "avser_fast"
+KINDS = ("mdscm", "avre", "fusion")
+MODELS = Path(__file__).resolve().parent.parent / "models"
+#: Names that mean another name.
+ALIASES = {"default": "mdscm-small"}
+
+_SUFFIX = ".safetensors"
+_PICKLE_SUFFIXES = (".pth", ".pt", ".ckpt", ".pkl", ".pickle")
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that came with the package."""
+    return sorted(p.name[: -len(_SUFFIX)] for p in MODELS.glob("*" + _SUFFIX))
+
+
+def find_model(name_or_path: str | os.PathLike[str]) -> Path:
+    """The file behind a shipped name (``default``, ``mdscm-small``) or a path; ModelError when there is none."""
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise ModelError(f"model: expected a name or a path, got {type(name_or_path).__name__}")
+    text = os.fspath(name_or_path)
+    if not isinstance(text, str) or "\0" in text or not text:
+        raise ModelError(f"model {text!r}: expected a name or a path")
+    if isinstance(name_or_path, str):
+        name = ALIASES.get(text, text)
+        shipped = shipped_models()
+        if name in shipped:
+            return MODELS / (name + _SUFFIX)
+        if not os.path.exists(text) and os.path.basename(text) == text and not os.path.splitext(text)[1]:
+            if not shipped:
+                raise ModelError(f"model {text!r}: expected a path, because no model came with this copy of avser_fast")
+            names = ", ".join([a for a, target in ALIASES.items() if target in shipped] + shipped)
+            raise ModelError(f"model {text!r}: expected {names} or a path")
+    return Path(text)
+
+
+def _check_file(path: Path) -> None:
+    """Say what stands at ``path`` when it cannot be a safetensors file."""
+    where = f"model {str(path)!r}"
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except FileNotFoundError:
+        raise ModelError(f"{where}: no such file") from None
+    except IsADirectoryError:
+        raise ModelError(f"{where}: expected a safetensors file, got a directory") from None
+    except OSError as error:
+        raise ModelError(f"{where}: cannot be read ({error.strerror or error})") from error
+    if not head:
+        raise ModelError(f"{where}: expected a safetensors file, got an empty file")
+    # Pickles of protocol 2 and later start with 0x80 and its number, torch's own files with a zip header.
+    pickle = head[:1] == b"\x80" and len(head) > 1 and 2 <= head[1] <= 5
+    if pickle or head[:4] == b"PK\x03\x04" or (path.suffix.lower() in _PICKLE_SUFFIXES and head[8:9] != b"{"):
+        raise ModelError(
+            f"{where}: expected a safetensors file, got a pickle, which could run code; convert a published checkpoint "
+            "with avser_fast.import_av4ser"
+        )
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Header and tensors of a model file of any kind.
+
+    ModelError, one sentence that names the file, for anything that is not a whole file written by ``write_tensors``
+    in a format this version knows.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    where = f"model {str(path)!r}"
+    _check_file(path)
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            names = file.keys() if HEADER_KEY in metadata else []
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, TypeError, KeyError, ValueError, OSError) as error:
+        raise ModelError(f"{where}: is not a whole safetensors file ({error})") from error
+    if HEADER_KEY not in metadata:
+        raise ModelError(f"{where}: is a safetensors file of another program, without the header {HEADER_KEY!r}")
+    try:
+        header = json.loads(metadata[HEADER_KEY])
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{where}: the header {HEADER_KEY!r} is not JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise ModelError(f"{where}: the header {HEADER_KEY!r} is not a JSON object")
+    version = header.get("format")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ModelError(f"{where}: expected the header's format to be 1..{FORMAT}, got {version!r}")
+    if version > FORMAT:
+        raise ModelError(
+            f"{where}: is of format {version}, this version of avser_fast reads up to {FORMAT}; update avser_fast"
+        )
+    if header.get("kind") not in KINDS:
+        raise ModelError(f"{where}: expected the header's kind to be {', '.join(KINDS)}, got {header.get('kind')!r}")
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            raise ModelError(f"{where}: tensor {name!r} holds NaN or infinity")
+    return header, tensors
+
+
+def write_tensors(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+    """Write a model file of any kind: ``header`` (with ``kind``; ``format`` is added) and arrays or torch tensors.
+
+    The file is written under a temporary name beside ``path`` and renamed, so that ``path`` is either the old file or
+    the whole new one.  The same input gives the same bytes.
+    """
+    from safetensors.numpy import save
+
+    path = Path(path)
+    where = f"model {str(path)!r}"
+    header = {**header, "format": FORMAT}
+    if header.get("kind") not in KINDS:
+        raise ModelError(f"{where}: expected header['kind'] to be {', '.join(KINDS)}, got {header.get('kind')!r}")
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in tensors.items():
+        array = _as_array(value)
+        if array.dtype.kind not in "fiu":
+            raise ModelError(f"{where}: tensor {name!r}: expected floats or integers, got {array.dtype}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ModelError(f"{where}: tensor {name!r} holds NaN or infinity")
+        # safetensors writes the buffer as it lies in memory, whatever the strides and byte order say.
+        arrays[name] = np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True)
+    try:
+        text = json.dumps(header, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{where}: the header cannot be written as JSON ({error})") from error
+    data = save(arrays, metadata={HEADER_KEY: text})
+    write_bytes(path, data)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a whole file under a temporary name in the same folder, then rename it."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # name the file that was asked for, not the temporary one
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def _as_array(value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):  # a torch tensor; bfloat16 has no NumPy dtype
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+        value = value.numpy()
+    return np.asarray(value)
+
+
+def expected_tensors(network: MDSCM) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the tensors of one member of the family: the state dict of ``nn.MDSCM`` without counters."""
+
+    def norm(name: str, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            yield f"{name}.{part}", (width,)
+
+    def linear(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        yield f"{name}.weight", (outputs, inputs)
+        yield f"{name}.bias", (outputs,)
+
+    widths = (network.in_channels, *network.stem)
+    for i, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
+        yield f"body.conv_stem.convs.{i}.weight", (outputs, inputs, 3, 3)
+        yield from norm(f"body.conv_stem.norms.{i}", outputs)
+    widths = (network.stem[-1], *network.blocks)
+    for i, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
+        block = f"body.blocks.{i}"
+        yield f"{block}.depthwise1.weight", (inputs, 1, 3, 3)
+        yield f"{block}.pointwise1.weight", (outputs, inputs, 1, 1)
+        yield from norm(f"{block}.norm1", outputs)
+        yield f"{block}.depthwise2.weight", (outputs, 1, 3, 3)
+        yield f"{block}.pointwise2.weight", (outputs, outputs, 1, 1)
+        yield from norm(f"{block}.norm2", outputs)
+        yield f"{block}.shortcut.weight", (outputs, inputs, 1, 1)
+        yield f"{block}.shortcut.bias", (outputs,)
+        yield from norm(f"{block}.shortcut_norm", outputs)
+    if network.spatial_attention:
+        yield "body.attention.spatial.weight", (1, 2, 3, 3)
+        yield "body.attention.spatial.bias", (1,)
+    if network.channel_attention:
+        yield from linear("body.attention.channel1", network.blocks[-1], network.attention_width)
+        yield from linear("body.attention.channel2", network.attention_width, network.blocks[-1])
+    width = network.token_width
+    for i in range(network.encoder_layers):
+        layer = f"body.encoder.{i}"
+        yield from linear(f"{layer}.qkv", width, 3 * width)
+        yield from linear(f"{layer}.out", width, width)
+        yield from linear(f"{layer}.ff1", width, network.encoder_ff)
+        yield from linear(f"{layer}.ff2", network.encoder_ff, width)
+        for part in ("norm1", "norm2"):
+            yield f"{layer}.{part}.weight", (width,)
+            yield f"{layer}.{part}.bias", (width,)
+    yield from linear("head", network.features, network.classes)
+
+
+def random_tensors(network: MDSCM, seed: int = 0) -> dict[str, np.ndarray]:
+    """Weights of a member that nobody trained, for tests and benchmarks; activations keep their order of magnitude."""
+    random = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in expected_tensors(network):
+        if name.endswith("running_var") or (len(shape) == 1 and name.endswith("weight")):
+            values = random.uniform(0.5, 1.5, shape)
+        else:
+            values = random.standard_normal(shape) / math.sqrt(max(1, math.prod(shape[1:])))
+        tensors[name] = values.astype(np.float32)
+    return tensors
+
+
+def _check_tensors(where: str, network: MDSCM, tensors: Mapping[str, np.ndarray]) -> None:
+    known = set()
+    for name, shape in expected_tensors(network):  # stops at the first that is missing, however long the list
+        if name not in tensors:
+            raise ModelError(f"{where}: expected a tensor {name!r} of shape {shape}, which is missing")
+        tensor = tensors[name]
+        if tensor.shape != shape or tensor.dtype != np.float32:
+            got = f"{tensor.dtype} {tensor.shape}"
+            raise ModelError(f"{where}: tensor {name!r}: expected float32 {shape}, got {got}")
+        if name.endswith("running_var") and tensor.min() < 0:
+            raise ModelError(f"{where}: tensor {name!r}: expected variances of at least 0, got {tensor.min():g}")
+        known.add(name)
+    extra = sorted(set(tensors) - known)
+    if extra:
+        raise ModelError(f"{where}: tensor {extra[0]!r} belongs to no part of the network that the header describes")
+
+
+def read_model(name_or_path: str | os.PathLike[str]) -> tuple[ModelSpec, dict[str, np.ndarray], dict[str, Any]]:
+    """Specification, float32 tensors and card of an MDSCM, by shipped name or path.
+
+    ModelError, one sentence naming the file, when there is no such model, when it is of another kind or newer, or when
+    a tensor is missing, left over, of the wrong shape or not finite.
+    """
+    path = find_model(name_or_path)
+    where = f"model {str(path)!r}"
+    header, tensors = read_tensors(path)
+    if header["kind"] != "mdscm":
+        raise ModelError(
+            f"{where}: expected an MDSCM, which scores speech by itself, got a model of kind {header['kind']!r}"
+        )
+    card = header.get("card", {})
+    if not isinstance(card, dict):
+        raise ModelError(f"{where}: expected the header's card to be a JSON object, got {type(card).__name__}")
+    try:
+        spec = ModelSpec.from_dict(header.get("spec"))  # type: ignore[arg-type]
+    except (ConfigError, TypeError, ValueError, OverflowError) as error:
+        raise ModelError(f"{where}: the header's spec is no model of this version ({error})") from error
+    _check_tensors(where, spec.network, tensors)
+    return spec, tensors, card
+
+
+def write_model(
+    path: str | os.PathLike[str], spec: ModelSpec, tensors: Mapping[str, Any], card: Mapping[str, Any] | None = None
+) -> None:
+    """Write an MDSCM: ``tensors`` is the state dict of ``nn.MDSCM(spec.network)``, arrays or torch tensors.
+
+    Floats become float32; batch norm's step counters are left out.  Raises ModelError for what ``read_model`` would
+    refuse; the file appears whole or not at all.
+    """
+    where = f"model {os.fspath(path)!r}"
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in tensors.items():
+        if name.endswith(".num_batches_tracked"):
+            continue
+        array = _as_array(value)
+        with np.errstate(over="ignore"):  # a weight too large for float32 is named as infinite below
+            arrays[name] = array.astype(np.float32) if array.dtype.kind == "f" else array
+    _check_tensors(where, spec.network, arrays)
+    write_tensors(path, {"kind": "mdscm", "spec": spec.to_dict(), "card": dict(card or {})}, arrays)
