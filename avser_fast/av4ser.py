@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from . import config
 from .errors import ModelError
@@ -19,12 +20,18 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+
+def _block(m: re.Match[str]) -> str:
+    """Two blocks per ResNet layer, numbered through."""
+    return f"body.blocks.{2 * int(m[1]) - 2 + int(m[2])}"
+
+
 _BODY = [
     (r"conv([12])\.0\.weight", lambda m: f"body.conv_stem.convs.{int(m[1]) - 1}.weight"),
     (r"conv([12])\.1\.(\w+)", lambda m: f"body.conv_stem.norms.{int(m[1]) - 1}.{m[2]}"),
-    (r"conv3_residual\.([03])\.(depthwise|pointwise)\.weight", lambda m: f"body.blocks.0.{m[2]}{1 + int(m[1]) // 3}.weight"),
+    (r"conv3_residual\.([03])\.(\w+wise)\.weight", lambda m: f"body.blocks.0.{m[2]}{1 + int(m[1]) // 3}.weight"),
     (r"conv3_residual\.([14])\.(\w+)", lambda m: f"body.blocks.0.norm{1 + int(m[1]) // 3}.{m[2]}"),
-    (r"conv4_residual\.([14])\.(depthwise|pointwise)\.weight", lambda m: f"body.blocks.1.{m[2]}{1 + int(m[1]) // 4}.weight"),
+    (r"conv4_residual\.([14])\.(\w+wise)\.weight", lambda m: f"body.blocks.1.{m[2]}{1 + int(m[1]) // 4}.weight"),
     (r"conv4_residual\.([25])\.(\w+)", lambda m: f"body.blocks.1.norm{1 + int(m[1]) // 4}.{m[2]}"),
     (r"conv([34])_shortcut\.0\.(\w+)", lambda m: f"body.blocks.{int(m[1]) - 3}.shortcut.{m[2]}"),
     (r"conv([34])_shortcut\.1\.(\w+)", lambda m: f"body.blocks.{int(m[1]) - 3}.shortcut_norm.{m[2]}"),
@@ -40,10 +47,10 @@ _DOMAIN = [(r"domainFC\.([135])\.(\w+)", lambda m: f"domain.layers.{int(m[1]) //
 _RESNET = [
     (r"conv1_\.weight", lambda m: "body.conv.weight"),
     (r"bn1\.(\w+)", lambda m: f"body.norm.{m[1]}"),
-    (r"layer(\d)\.(\d)\.conv(\d)\.weight", lambda m: f"body.blocks.{2 * int(m[1]) - 2 + int(m[2])}.conv{m[3]}.weight"),
-    (r"layer(\d)\.(\d)\.bn(\d)\.(\w+)", lambda m: f"body.blocks.{2 * int(m[1]) - 2 + int(m[2])}.norm{m[3]}.{m[4]}"),
-    (r"layer(\d)\.(\d)\.downsample\.0\.weight", lambda m: f"body.blocks.{2 * int(m[1]) - 2 + int(m[2])}.downsample.weight"),
-    (r"layer(\d)\.(\d)\.downsample\.1\.(\w+)", lambda m: f"body.blocks.{2 * int(m[1]) - 2 + int(m[2])}.downsample_norm.{m[3]}"),
+    (r"layer(\d)\.(\d)\.conv(\d)\.weight", lambda m: f"{_block(m)}.conv{m[3]}.weight"),
+    (r"layer(\d)\.(\d)\.bn(\d)\.(\w+)", lambda m: f"{_block(m)}.norm{m[3]}.{m[4]}"),
+    (r"layer(\d)\.(\d)\.downsample\.0\.weight", lambda m: f"{_block(m)}.downsample.weight"),
+    (r"layer(\d)\.(\d)\.downsample\.1\.(\w+)", lambda m: f"{_block(m)}.downsample_norm.{m[3]}"),
     (r"fc\.(\w+)", lambda m: f"head.{m[1]}"),
 ]  # fmt: skip
 _FUSION = [
@@ -113,7 +120,9 @@ def _read(source: Any, what: str) -> dict[str, Tensor]:
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if not path.is_file():
-            raise ModelError(f"{what} ({path}): expected a .pth file, got {'a directory' if path.is_dir() else 'nothing'}")
+            raise ModelError(
+                f"{what} ({path}): expected a .pth file, got {'a directory' if path.is_dir() else 'nothing'}"
+            )
         try:
             source = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # the loader raises many kinds, all of which mean the same here
@@ -169,9 +178,7 @@ def load_av4ser(
             module = nn.MDSCM(_network(state, what, heads, mel_bands))
         elif kind == "avre-mdscm":
             network = _network(state, what, heads, mel_bands)
-            module = nn.AVRE(
-                config.AVRE("mdscm", network.in_channels, network.classes, _domain_hidden(state), network)
-            )
+            module = nn.AVRE(config.AVRE("mdscm", network.in_channels, network.classes, _domain_hidden(state), network))
         elif kind == "avre-resnet18":
             module = nn.AVRE(
                 config.AVRE(
@@ -218,7 +225,8 @@ def import_av4ser(
 ) -> dict[str, Path]:
     """Convert published checkpoints into model files; no code of theirs runs.
 
-    mdscm: ``MDSCM.pth``; avdal: ``AVDAL.pth`` (ResNet-18) or ``Domain_MDSCM.pth`` (MDSCM body); fusion: ``FF.pth``; each a
+    mdscm: ``MDSCM.pth``; avdal: ``AVDAL.pth`` (ResNet-18) or ``Domain_MDSCM.pth`` (MDSCM body); fusion: ``FF.pth``;
+    each a
     path or a dict of arrays.  ``out`` is the file to write when one checkpoint is given, else a folder that receives
     ``mdscm.safetensors``, ``avdal.safetensors``, ``fusion.safetensors``.  Returns the written paths by argument name.
 
@@ -230,7 +238,9 @@ def import_av4ser(
 
     from .inference.weights import write_model, write_tensors
 
-    given = {name: source for name, source in (("mdscm", mdscm), ("avdal", avdal), ("fusion", fusion)) if source is not None}
+    given = {
+        name: source for name, source in (("mdscm", mdscm), ("avdal", avdal), ("fusion", fusion)) if source is not None
+    }
     if not given:
         raise ModelError("import_av4ser: expected at least one of mdscm=, avdal=, fusion=")
     kinds = {"mdscm": ("mdscm",), "avdal": ("avre-resnet18", "avre-mdscm"), "fusion": ("fusion",)}

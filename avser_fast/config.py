@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Mapping
+from typing import Any
 
 from .errors import ConfigError
 
@@ -70,9 +71,7 @@ class FrontEnd:
         _require(1 <= self.mel_bands <= self.n_fft // 2, "mel_bands", f"1..{self.n_fft // 2}", self.mel_bands)
         _require(self.channels in (1, 2, 3), "channels", "1, 2 or 3", self.channels)
         _require(self.frame_step > 0, "frame_step", "a positive number of samples", self.frame_step)
-        _require(
-            self.n_fft >= 16 and self.n_fft & (self.n_fft - 1) == 0, "n_fft", "a power of two from 16", self.n_fft
-        )
+        _require(self.n_fft >= 16 and self.n_fft & (self.n_fft - 1) == 0, "n_fft", "a power of two from 16", self.n_fft)
         _require(0 < self.frame_length <= self.n_fft, "frame_length", f"1..{self.n_fft} samples", self.frame_length)
         _require(
             0 <= self.low_hz < self.high_hz <= self.sampling_rate / 2,

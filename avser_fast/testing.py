@@ -51,5 +51,6 @@ def assert_close(actual: Any, expected: Any, tolerance: float, what: str = "outp
     worst = np.unravel_index(int(np.argmax(difference)), a.shape)
     place = tuple(int(i) for i in worst)
     raise AssertionError(
-        f"{what}: scaled error {error:.3g} exceeds {tolerance:.3g}; worst at {place}: expected {e[worst]!r}, got {a[worst]!r}"
+        f"{what}: scaled error {error:.3g} exceeds {tolerance:.3g}; "
+        f"worst at {place}: expected {e[worst]!r}, got {a[worst]!r}"
     )

@@ -6,8 +6,9 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any
 
 from avser_fast.errors import AvserError
 
@@ -52,7 +53,9 @@ def _corpus(arguments: argparse.Namespace, settings: Any) -> Any:
     with _bar(len(utterances), "utterance", arguments.quiet) as bar:
         bar.set_description("features")
         front_end = settings.front_end.front_end()
-        return compute_features(utterances, LABELS, front_end, lambda done, total: bar.update())
+        return compute_features(
+            utterances, LABELS, front_end, lambda done, total: bar.update(), settings.augmentation.speeds
+        )
 
 
 def _epoch_progress(bar: Any) -> Callable[[int, int, dict[str, float]], None]:
@@ -69,7 +72,7 @@ def _epoch_progress(bar: Any) -> Callable[[int, int, dict[str, float]], None]:
 def evaluate(arguments: argparse.Namespace) -> int:
     """Leave one speaker out with the given settings, or a saved model on the corpus."""
     from .crossval import cross_validate, folds, write_json
-    from .report import read_folds, summarize, text_report
+    from .report import read_run, summarize, text_report
     from .settings import load_settings
 
     if arguments.model is not None:
@@ -85,7 +88,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         for done, (fold, _) in enumerate(runs, start=1):
             bar.n = done * per_fold
             bar.set_description(fold.name)
-    summary = summarize([r for r in read_folds(arguments.out) if r["seed"] in arguments.seeds], corpus.labels)
+    summary = summarize([r for r in read_run(arguments.out).folds if r["seed"] in arguments.seeds], corpus.labels)
     write_json(summary, arguments.out / "summary.json")
     print(text_report(summary, f"{settings.name} on {arguments.dataset}"))
     return 0
@@ -100,7 +103,9 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
     recognizer = avser_fast.load(arguments.model)
     labels = list(recognizer.info()["labels"])
     if set(labels) != set(LABELS):
-        raise AvserError(f"{arguments.model}: expected a model of the classes {', '.join(LABELS)}, got {', '.join(labels)}")
+        raise AvserError(
+            f"{arguments.model}: expected a model of the classes {', '.join(LABELS)}, got {', '.join(labels)}"
+        )
     utterances = load_emodb(arguments.data)
     with _bar(len(utterances), "utterance", arguments.quiet) as bar:
         results = []
@@ -135,6 +140,7 @@ def train(arguments: argparse.Namespace) -> int:
             out=arguments.out,
             dataset=arguments.dataset,
             evaluation=arguments.evaluation,
+            compared=arguments.compared,
             epochs=arguments.epochs,
             progress=_epoch_progress(bar),
         )
@@ -143,10 +149,13 @@ def train(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Compare finished cross-validations."""
-    from .report import compare, compare_table
+    """Compare cross-validations as a Markdown table."""
+    from .report import collect, compare, compare_table
 
-    print(compare_table(compare(arguments.folders)))
+    if arguments.collect is not None:
+        for run in arguments.runs:
+            collect(run, arguments.collect / f"{run.name}.json")
+    print(compare_table(compare(arguments.runs)))
     return 0
 
 
@@ -160,15 +169,20 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--dataset", choices=DATASETS, required=True)
         command.add_argument("--data", type=Path, help="folder of the recordings (default: the one in the project)")
         command.add_argument("--config", default="mdscm-small", help="name in configs/ or path of a TOML file")
-        command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one setting")
+        command.add_argument(
+            "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one setting"
+        )
         command.add_argument("--threads", type=int, default=None, help="threads of torch (default: torch's own choice)")
         command.add_argument("--quiet", action="store_true", help="no progress bar")
         return command
 
     command = common("train", train)
     command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--epochs", type=int, help="stop after so many epochs (default: the evaluation's median, else all)")
-    command.add_argument("--evaluation", type=Path, help="folder of an `evaluate` run with these settings, for the card")
+    command.add_argument(
+        "--epochs", type=int, help="stop after so many epochs (default: the evaluation's median, else all)"
+    )
+    command.add_argument("--evaluation", type=Path, help="an `evaluate` run with these settings, for the card")
+    command.add_argument("--compared", nargs="+", type=Path, default=[], help="other runs that the card should list")
     command.add_argument("--out", type=Path, required=True, help="model file to write (.safetensors)")
     command = common("evaluate", evaluate)
     command.add_argument("--seeds", type=_seeds, default=[0], help="comma-separated (default: 0)")
@@ -177,7 +191,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--model", help="score this model file or shipped model instead of cross-validating")
     command = commands.add_parser("report", help=report.__doc__, description=report.__doc__)
     command.set_defaults(run=report)
-    command.add_argument("folders", nargs="+", type=Path, help="folders of `evaluate` runs")
+    command.add_argument("runs", nargs="+", type=Path, help="folders of `evaluate` runs, or files made by --collect")
+    command.add_argument("--collect", type=Path, metavar="FOLDER", help="also write each run there as one file")
     return parser
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -111,14 +112,16 @@ def cross_validate(
 ) -> Iterator[tuple[Fold, dict[str, Any]]]:
     """Yield (fold, result) as folds finish; finished folds found in ``folder`` are read, not run again.
 
-    ``jobs`` folds run side by side, one thread each.  ``progress`` is told of epochs when jobs = 1.  Raises ValueError when
-    ``folder`` holds folds of other settings or of another corpus.
+    ``jobs`` folds run side by side, one thread each.  ``progress`` is told of epochs when jobs = 1.  Raises ValueError
+    when ``folder`` holds folds of other settings or of another corpus.
     """
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / "settings.json"
     fingerprint = _fingerprint(settings, corpus)
     if mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != fingerprint:
-        raise ValueError(f"{folder}: expected folds of the settings {settings.name!r} as they are now, got others in settings.json")
+        raise ValueError(
+            f"{folder}: expected folds of the settings {settings.name!r} as they are now, got others in settings.json"
+        )
     write_json(fingerprint, mark)
     waiting = []
     for fold in folds(corpus.speakers, seeds):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import avser_fast
 
 from .data import FeatureSet
-from .report import read_folds, summarize
+from .report import compare, compare_table, read_run, summarize, text_report
 from .settings import Settings
 from .train import train
 
@@ -34,26 +35,34 @@ def train_final(
     out: Path,
     dataset: str,
     evaluation: Path | None = None,
+    compared: Sequence[Path] = (),
     epochs: int | None = None,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> Path:
-    """Train on all speakers and write ``out``; ``evaluation`` (a folder of ``evaluate``) gives the card its figures.
+    """Train on all speakers and write ``out``; ``evaluation`` (a run of ``evaluate``) gives the card
+    its figures, ``compared`` are further runs for its table.  The card is also written as a page beside the model.
+
 
     Without ``epochs`` the median of the epochs that the evaluation picked is used, without an evaluation the whole
     schedule.  Raises ValueError when the evaluation was run with other settings.
     """
-    metrics = None
+    metrics = comparison = None
     if evaluation is not None:
-        recorded = json.loads((evaluation / "settings.json").read_text(encoding="utf-8"))["settings"]
-        if recorded != json.loads(json.dumps(settings.to_dict())):
+        run = read_run(evaluation)
+        if run.settings != json.loads(json.dumps(settings.to_dict())):
             raise ValueError(f"{evaluation}: expected an evaluation with the settings of {settings.name!r}, got others")
-        metrics = summarize(read_folds(evaluation), corpus.labels)
+        metrics = summarize(run.folds, corpus.labels)
         epochs = epochs or metrics["epochs"]["median"]
+        comparison = compare_table(compare([evaluation, *compared]))
     checkpoint = out.with_name(f".{out.name}.training.pt")
     trained = train(settings, corpus, None, seed=seed, epochs=epochs, checkpoint=checkpoint, progress=progress)
     keys = "\n".join(u.key for u in corpus.utterances)
     card: dict[str, Any] = {
-        "data": {**CORPORA[dataset], "utterances": len(corpus.utterances), "keys_sha256": hashlib.sha256(keys.encode()).hexdigest()},
+        "data": {
+            **CORPORA[dataset],
+            "utterances": len(corpus.utterances),
+            "keys_sha256": hashlib.sha256(keys.encode()).hexdigest(),
+        },
         "protocol": {
             "training_speakers": corpus.speakers,
             "seed": seed,
@@ -67,4 +76,52 @@ def train_final(
     }
     avser_fast.write_model(out, trained.spec, trained.state, card)
     checkpoint.unlink(missing_ok=True)
+    out.with_suffix(".md").write_text(card_text(out.stem, card, comparison), encoding="utf-8")
     return out
+
+
+def card_text(name: str, card: dict[str, Any], comparison: str | None) -> str:
+    """The card as a page: what the model is, on what it was trained, how well it does and what it is not."""
+    data, protocol, metrics = card["data"], card["protocol"], card["metrics"]
+    settings = protocol["settings"]
+    network, front_end = settings["network"], settings["front_end"]
+    speakers = ", ".join(protocol["training_speakers"])
+    lines = [
+        f"# {name}",
+        "",
+        f"An MDSCM with stem convolutions {network['stem']} wide, depthwise-separable blocks {network['blocks']} wide, "
+        f"{network['encoder_layers']} encoder layers and {network['pooling']} pooling; "
+        f"{front_end['mel_bands']} mel bands, {front_end['channels']} channel(s), "
+        f"normalisation {front_end['normalization']}, clip rule {settings['clip_rule']['rule']}.",
+        "",
+        "## Data",
+        f"{data['corpus']}: {data['utterances']} utterances of the speakers {speakers}. Licence {data['licence']}. "
+        f"Please cite {data['citation']}.",
+        "",
+        "## What it is not",
+        card["limits"],
+        "",
+        "## Training",
+        f"All speakers, seed {protocol['seed']}, {protocol['epochs']} of {settings['optimisation']['epochs']} epochs. "
+        "Every setting stands in the header of the model file.",
+    ]
+    if metrics is not None:
+        lines += [
+            "",
+            "## How well it does",
+            "Models of the same recipe that never heard the speaker under test. The weights in this file have heard "
+            "all these speakers, so no figure on this corpus holds for the weights themselves.",
+            "```",
+            text_report(metrics, f"{settings['name']}, {len(metrics['seeds'])} seed(s)"),
+            "```",
+        ]
+    if comparison is not None:
+        lines += [
+            "",
+            "## Other choices, on the same folds",
+            "Means over the seeds, pooled over the folds. The recipe was chosen by looking at such figures, so its own "
+            "row is a little flattered; the row chosen per fold by its validation speaker is not.",
+            "",
+            comparison,
+        ]
+    return "\n".join(lines) + "\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,7 +10,9 @@ import numpy as np
 def confusion_matrix(truth: Sequence[int], predicted: Sequence[int], classes: int) -> np.ndarray:
     """(classes, classes) counts; rows are the truth, columns the predictions."""
     if len(truth) != len(predicted):
-        raise ValueError(f"confusion_matrix: expected as many predictions as truths ({len(truth)}), got {len(predicted)}")
+        raise ValueError(
+            f"confusion_matrix: expected as many predictions as truths ({len(truth)}), got {len(predicted)}"
+        )
     matrix = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(matrix, (np.asarray(truth, dtype=np.int64), np.asarray(predicted, dtype=np.int64)), 1)
     return matrix

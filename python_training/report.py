@@ -3,20 +3,52 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 
 from .metrics import confusion_matrix, unweighted_accuracy, weighted_accuracy
 
+PROTOCOL = "leave one speaker out; one further speaker of the training folds picks the epoch"
 
-def read_folds(folder: Path) -> list[dict[str, Any]]:
-    """The results of all finished folds in ``folder``, sorted by seed and test speaker."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("seed*-speaker*.json"))]
-    if not results:
-        raise ValueError(f"{folder}: expected finished folds (seed*-speaker*.json), got none")
-    return sorted(results, key=lambda r: (r["seed"], r["test"]))
+
+@dataclass(frozen=True)
+class Run:
+    """A finished (or partly finished) cross-validation: its settings, class names and the results of its folds."""
+
+    name: str
+    labels: list[str]
+    settings: dict[str, Any]
+    folds: list[dict[str, Any]]
+
+
+def read_run(path: Path) -> Run:
+    """A run from its folder, or from the one file that ``collect`` made of it."""
+    path = Path(path)
+    if path.is_file():
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return Run(path.stem, data["labels"], data["settings"], data["folds"])
+    files = sorted(path.glob("seed*-speaker*.json"))
+    if not files:
+        raise ValueError(f"{path}: expected finished folds (seed*-speaker*.json), got none")
+    folds = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    mark = json.loads((path / "settings.json").read_text(encoding="utf-8"))
+    ordered = sorted(folds, key=lambda r: (r["seed"], r["test"]))
+    return Run(path.name, mark["labels"], mark["settings"], ordered)
+
+
+def collect(folder: Path, out: Path) -> None:
+    """Write a run as one file: settings and, fold by fold, the probabilities of every utterance."""
+    run = read_run(folder)
+    folds = [{key: value for key, value in fold.items() if key != "history"} for fold in run.folds]
+    head = {"labels": run.labels, "settings": run.settings}
+    rows = ",\n  ".join(json.dumps(fold) for fold in folds)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(head)[:-1] + f', "folds": [\n  {rows}\n]}}\n'
+    out.write_text(text, encoding="utf-8")
 
 
 def _matrix(results: Sequence[dict[str, Any]], classes: int) -> np.ndarray:
@@ -47,7 +79,7 @@ def summarize(results: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[
                if not any(r["seed"] == s and r["test"] == t for r in results)]  # fmt: skip
     per_seed = {str(s): _rates([r for r in results if r["seed"] == s], classes) for s in seeds}
     summary: dict[str, Any] = {
-        "protocol": "leave one speaker out; one further speaker of the training folds picks the epoch",
+        "protocol": PROTOCOL,
         "labels": list(labels),
         "seeds": seeds,
         "missing": missing,
@@ -92,25 +124,27 @@ def text_report(summary: dict[str, Any], title: str) -> str:
     return "\n".join(lines)
 
 
-def compare(folders: Sequence[Path]) -> dict[str, Any]:
-    """Several cross-validations side by side, and what choosing among them by validation speakers alone would give.
+def compare(paths: Sequence[Path]) -> dict[str, Any]:
+    """Several runs side by side, and what choosing among them by validation speakers alone would give.
 
-    For each fold (seed, test speaker) ``nested`` takes the run whose validation speaker, averaged over the seeds, was
-    recognised best, and pools those predictions: the rate of the whole procedure, choice included.
+    For each test speaker ``nested`` takes the run whose validation speaker, averaged over the seeds, was recognised
+    best, and pools those predictions: the rate of the whole procedure, choice included.  Seeds and speakers that a run
+    has not finished are left out of it.
     """
-    runs = {Path(folder).name: read_folds(folder) for folder in folders}
-    labels = json.loads((Path(folders[0]) / "settings.json").read_text(encoding="utf-8"))["labels"]
-    rows = {name: summarize(results, labels) for name, results in runs.items()}
-    seeds = sorted(set.intersection(*({r["seed"] for r in results} for results in runs.values())))
-    speakers = sorted(set.intersection(*({r["test"] for r in results} for results in runs.values())))
-    nested = []
-    for test in speakers:
-        def validation(name: str, speaker: str = test) -> float:
-            return float(np.mean([r["validation_ua"] for r in runs[name] if r["test"] == speaker and r["seed"] in seeds]))
+    runs = {run.name: run for run in map(read_run, paths)}
+    rows = {name: summarize(run.folds, run.labels) for name, run in runs.items()}
+    seeds = set.intersection(*({f["seed"] for f in run.folds} for run in runs.values()))
+    speakers = sorted(set.intersection(*({f["test"] for f in run.folds} for run in runs.values())))
 
-        best = max(runs, key=validation)
-        nested += [r for r in runs[best] if r["test"] == test and r["seed"] in seeds]
-    return {"runs": rows, "nested": summarize(nested, labels) if nested else None}
+    def shared(name: str, speaker: str) -> list[dict[str, Any]]:
+        return [f for f in runs[name].folds if f["test"] == speaker and f["seed"] in seeds]
+
+    def validation(name: str, speaker: str) -> float:
+        return float(np.mean([f["validation_ua"] for f in shared(name, speaker)] or [0.0]))
+
+    chosen = [f for s in speakers for f in shared(max(runs, key=lambda name: validation(name, s)), s)]
+    labels = next(iter(runs.values())).labels
+    return {"runs": rows, "nested": summarize(chosen, labels) if len(runs) > 1 and chosen else None}
 
 
 def compare_table(comparison: dict[str, Any]) -> str:
@@ -125,6 +159,7 @@ def compare_table(comparison: dict[str, Any]) -> str:
     for name, row in rows.items():
         each = " / ".join(f"{row['per_seed'][str(s)]['ua']:.1f}" for s in row["seeds"])
         lines.append(
-            f"| {name} | {len(row['seeds'])} | {row['wa']['mean']:.1f} | {row['ua']['mean']:.1f} | {each} | {row['validation_ua']:.1f} |"
+            f"| {name} | {len(row['seeds'])} | {row['wa']['mean']:.1f} | {row['ua']['mean']:.1f} | {each} "
+            f"| {row['validation_ua']:.1f} |"
         )
     return "\n".join(lines)

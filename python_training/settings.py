@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
-from avser_fast.config import ClipRule, ConfigError, FrontEnd, MDSCM
+from avser_fast.config import MDSCM, ClipRule, ConfigError, FrontEnd
 
 from .data import Augmentation
 
@@ -25,8 +26,8 @@ class Optimisation:
     """AdamW or SGD with linear warm-up and cosine decay; weights are averaged exponentially (``ema``, 0: off).
 
     ``epochs`` is the length of the schedule.  The epoch whose averaged weights score best on the validation speaker is
-    kept: by UA, ties by loss, among the epochs of the last ``pick_last`` share of the schedule.  ``refit`` then trains again on
-    all training speakers, the validation speaker included, for as many epochs.
+    kept: by UA, ties by loss, among the epochs of the last ``pick_last`` share of the schedule.  ``refit`` then
+    trains again on all training speakers, the validation speaker included, for as many epochs.
     """
 
     epochs: int = 60
@@ -68,11 +69,20 @@ class Settings:
 
 @dataclass(frozen=True)
 class FrontEndRecipe:
-    """A FrontEnd before the mean and standard deviation of ``normalization='global'`` are measured."""
+    """A FrontEnd before the mean and standard deviation of ``normalization='global'`` are measured.
+
+    ``zero`` says which level of the static channel becomes 0, the value of padding and masks: the ``mean``, or the
+    ``quiet`` of the training data (its 2nd percentile), so that padding reads as silence.
+    """
 
     mel_bands: int = 40
     channels: int = 1
     normalization: str = "none"
+    zero: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.zero not in ("mean", "quiet"):
+            raise ConfigError(f"zero: expected 'mean' or 'quiet', got {self.zero!r}")
 
     def front_end(self) -> FrontEnd:
         """The front end; 0 and 1 stand for mean and std until ``FeatureSet.measured_front_end`` fills them in."""
@@ -99,7 +109,8 @@ _SECTIONS = {
 def load_settings(source: str | Path, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Read ``source``, a TOML file or the name of one in ``configs/``; ``overrides`` maps "section.key" to values.
 
-    ``clips = 0`` in the file stands for None (as many as the utterance needs).  Raises ConfigError naming the file and key.
+    ``clips = 0`` in the file stands for None (as many as the utterance needs).  Raises ConfigError naming the file and
+    the key.
     """
     path = Path(source)
     if not path.suffix:

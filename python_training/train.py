@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -113,18 +114,23 @@ def _train(
     progress: Callable[[int, int, dict[str, float]], None] | None,
 ) -> Trained:
     recipe = settings.optimisation
-    spec = ModelSpec(training.labels, training.measured_front_end(), settings.clip_rule, settings.network)
+    spec = ModelSpec(
+        training.labels,
+        training.measured_front_end(settings.front_end.zero),
+        settings.clip_rule,
+        settings.network,
+    )
     classes = settings.network.classes
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     # Channels-last is 1.6x as fast as the default layout for the depthwise convolutions on a CPU.
-    model = nn.MDSCM(settings.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = nn.MDSCM(settings.network).to(memory_format=torch.channels_last)
     averaged_model = nn.MDSCM(settings.network)
     averaged = averaged_model.state_dict()
     _average(averaged, model, 0.0)
     optimizer = _optimizer(model, settings)
     sampler = CropSampler(
-        training.normalized(spec.front_end), training.targets(), spec.clip_rule.clip_frames, recipe.batch_size
+        training.normalized_copies(spec.front_end), training.targets(), spec.clip_rule.clip_frames, recipe.batch_size
     )
     weights = _class_weights(training.targets(), classes) if recipe.class_weights else None
     held_out = validation.normalized(spec.front_end) if validation is not None else []
@@ -153,7 +159,7 @@ def _train(
             logits = model(crops.unsqueeze(1)).clip_logits[:, 0]
             loss = F.cross_entropy(logits, soft, weight=weights, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
             optimizer.step()
             done = (epoch - 1) * steps + step
@@ -191,7 +197,8 @@ def _train(
 
 
 def _pick(history: list[dict[str, float]]) -> int | None:
-    """The epoch with the best UA on the validation speaker, ties decided by its loss; None before the first was scored."""
+    """The epoch with the best UA on the validation speaker, ties decided by its loss; None before the first was
+    scored."""
     scored = [record for record in history if "validation_ua" in record]
     if not scored:
         return None

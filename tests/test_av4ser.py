@@ -6,12 +6,12 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import golden
 import numpy as np
 import pytest
 import torch
 
 import avser_fast
-import golden
 from avser_fast.av4ser import checkpoint_kind, load_av4ser
 from avser_fast.errors import ModelError
 from avser_fast.inference.weights import read_tensors
@@ -28,8 +28,12 @@ def float32(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def test_pth_and_arrays_give_the_same_model(name: str, tmp_path: Path) -> None:
     state, _, _ = golden.case(name)
     tensors = {key: torch.from_numpy(value).float() for key, value in state.items()}
-    torch.save({**tensors, "conv1.1.num_batches_tracked": torch.tensor(3)} if "mdscm" in name else tensors, tmp_path / "x.pth")
-    (from_file,) = avser_fast.import_av4ser(**{ARGUMENT[name]: tmp_path / "x.pth"}, out=tmp_path / "a.safetensors").values()
+    torch.save(
+        {**tensors, "conv1.1.num_batches_tracked": torch.tensor(3)} if "mdscm" in name else tensors, tmp_path / "x.pth"
+    )
+    (from_file,) = avser_fast.import_av4ser(
+        **{ARGUMENT[name]: tmp_path / "x.pth"}, out=tmp_path / "a.safetensors"
+    ).values()
     (from_dict,) = avser_fast.import_av4ser(**{ARGUMENT[name]: float32(state)}, out=tmp_path / "b.safetensors").values()
     assert from_file.read_bytes() == from_dict.read_bytes()
     header, arrays = read_tensors(from_file)
@@ -50,7 +54,9 @@ def test_an_imported_mdscm_scores_speech(tmp_path: Path, emodb: Path) -> None:
 
 
 def test_several_checkpoints_go_into_a_folder(tmp_path: Path) -> None:
-    states = {ARGUMENT[name]: float32(golden.case(name)[0]) for name in ("mdscm_w40", "avre_resnet18_c1", "fusion_lstm")}
+    states = {
+        ARGUMENT[name]: float32(golden.case(name)[0]) for name in ("mdscm_w40", "avre_resnet18_c1", "fusion_lstm")
+    }
     written = avser_fast.import_av4ser(**states, out=tmp_path / "all")
     assert sorted(p.name for p in (tmp_path / "all").iterdir()) == sorted(p.name for p in written.values())
     assert sorted(written) == ["avdal", "fusion", "mdscm"]
@@ -66,7 +72,9 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "bomb.pth").write_bytes(pickle.dumps({"conv1.0.weight": Bomb()}))
     torch.save({"conv1.0.weight": Bomb()}, tmp_path / "bomb2.pth")
     for name in ("bomb.pth", "bomb2.pth"):
-        with pytest.raises(ModelError, match=rf"mdscm= \(.*{name}\): expected a state dict that can be read without running"):
+        with pytest.raises(
+            ModelError, match=rf"mdscm= \(.*{name}\): expected a state dict that can be read without running"
+        ):
             avser_fast.import_av4ser(mdscm=tmp_path / name, out=tmp_path / "out.safetensors")
     assert not (tmp_path / "exploded").exists() and not (tmp_path / "out.safetensors").exists()
 
@@ -86,7 +94,10 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     refuse(r"mdscm=: expected the keys .* got no keys", mdscm={})
     refuse(r"mdscm=: extra.weight: expected a key of a published mdscm", mdscm={**state, "extra.weight": np.zeros(1)})
     refuse(r"mdscm=: expected an array for head.bias", mdscm={k: v for k, v in state.items() if k != "classifier.bias"})
-    refuse(r"mdscm=: expected the key classifier.weight", mdscm={k: v for k, v in state.items() if k != "classifier.weight"})
+    refuse(
+        r"mdscm=: expected the key classifier.weight",
+        mdscm={k: v for k, v in state.items() if k != "classifier.weight"},
+    )
     wrong = {**state, "conv2.0.weight": np.zeros((64, 31, 3, 3), np.float32)}
     refuse(r"mdscm=: body.conv_stem.convs.1.weight: expected shape \(64, 32, 3, 3\), got \(64, 31, 3, 3\)", mdscm=wrong)
     refuse(r"mdscm=: conv1.0.weight: expected an array, got str", mdscm={**state, "conv1.0.weight": "x"})

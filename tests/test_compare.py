@@ -45,7 +45,9 @@ def test_same_non_finite_values_are_equal() -> None:
 
 
 def test_the_message_names_the_output_the_place_and_both_values() -> None:
-    with pytest.raises(AssertionError, match=r"logits: scaled error 0\.5 .* worst at \(1, 0\): expected .*2\.0.* got .*1\.0"):
+    with pytest.raises(
+        AssertionError, match=r"logits: scaled error 0\.5 .* worst at \(1, 0\): expected .*2\.0.* got .*1\.0"
+    ):
         assert_close([[0.0], [1.0]], [[0.0], [2.0]], 1e-3, "logits")
     with pytest.raises(AssertionError, match=r"logits: expected shape \(2,\), got \(3,\)"):
         assert_close([1.0, 2.0, 3.0], [1.0, 2.0], 1.0, "logits")

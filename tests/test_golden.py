@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import golden
 import numpy as np
 import pytest
 import torch
 
-import golden
 from avser_fast import reference
 from avser_fast.av4ser import load_av4ser
 from avser_fast.testing import assert_close

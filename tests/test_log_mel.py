@@ -6,13 +6,12 @@ import dataclasses
 import math
 
 import numpy as np
-import python_speech_features as psf
 import pytest
+import python_speech_features as psf
 import torch
 
 from avser_fast import config, reference
 from avser_fast.testing import assert_close
-
 
 
 def wave(samples: int, seed: int = 0) -> np.ndarray:

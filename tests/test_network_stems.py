@@ -122,14 +122,16 @@ def test_tokens_are_channel_major() -> None:
     assert all(tokens[1, t, c * 5 + w] == x[1, c, t, w] for c in range(3) for t in range(4) for w in range(5))
 
 
-@pytest.mark.parametrize(("n", "tokens", "width", "heads", "hidden"), [(1, 1, 4, 1, 3), (3, 14, 24, 4, 10), (2, 5, 9, 3, 16)])
+@pytest.mark.parametrize(
+    ("n", "tokens", "width", "heads", "hidden"), [(1, 1, 4, 1, 3), (3, 14, 24, 4, 10), (2, 5, 9, 3, 16)]
+)
 def test_temporal_attention(n: int, tokens: int, width: int, heads: int, hidden: int) -> None:
     layer = nn.TransformerEncoderLayer(width, heads, hidden, 0.0, batch_first=True, dtype=torch.float64)
     for p in layer.parameters():
         p.data.normal_()
     a = layer.self_attn
-    parts = [a.in_proj_weight, a.in_proj_bias, a.out_proj.weight, a.out_proj.bias, layer.linear1.weight, layer.linear1.bias,
-             layer.linear2.weight, layer.linear2.bias, layer.norm1.weight, layer.norm1.bias, layer.norm2.weight, layer.norm2.bias]  # fmt: skip
+    modules = (a.out_proj, layer.linear1, layer.linear2, layer.norm1, layer.norm2)
+    parts = [a.in_proj_weight, a.in_proj_bias, *(t for m in modules for t in (m.weight, m.bias))]
     x = torch.randn(n, tokens, width, dtype=torch.float64)
     assert_close(reference.temporal_attention(x, *parts, heads=heads), layer(x), 1e-11)
     with pytest.raises(ValueError, match=f"heads: expected a divisor of the width {width}, got 7"):
@@ -164,7 +166,9 @@ def test_emotion_head_and_the_vote_of_clips() -> None:
     clips = torch.randn(2, 3, 4)
     clips[0, 2] = float("nan")  # a clip that does not vote must not matter
     valid = torch.tensor([[True, True, False], [True, True, True]])
-    assert_close(reference.average_clips(clips, valid), [clips[0, :2].mean(0).tolist(), clips[1].mean(0).tolist()], 1e-6)
+    assert_close(
+        reference.average_clips(clips, valid), [clips[0, :2].mean(0).tolist(), clips[1].mean(0).tolist()], 1e-6
+    )
 
 
 def test_gradient_reversal() -> None:

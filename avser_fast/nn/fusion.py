@@ -26,15 +26,8 @@ class LSTMBranch(nn.Module):
         self.out = nn.Linear(hidden, classes)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        lstm = self.lstm
-        return (
-            lstm.weight_ih_l0,
-            lstm.weight_hh_l0,
-            lstm.bias_ih_l0,
-            lstm.bias_hh_l0,
-            self.out.weight,
-            self.out.bias,
-        )
+        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        return (*(self.lstm.get_parameter(name) for name in names), self.out.weight, self.out.bias)
 
 
 class Fusion(nn.Module):
@@ -48,7 +41,10 @@ class Fusion(nn.Module):
 
     def forward(self, features: Tensor, scores: Tensor) -> FusionOutput:
         """features: (B, L, D) of both models side by side; scores: (B, L, K)."""
-        for name, value, width in (("features", features, self.fusion.features), ("scores", scores, self.fusion.classes)):
+        for name, value, width in (
+            ("features", features, self.fusion.features),
+            ("scores", scores, self.fusion.classes),
+        ):
             if value.dim() != 3 or value.shape[-1] != width:
                 raise ValueError(f"Fusion: {name}: expected shape (B, L, {width}), got {tuple(value.shape)}")
         return FusionOutput(

@@ -84,7 +84,7 @@ class CSAttention(nn.Module):
         self.channel2 = nn.Linear(hidden, channels) if channel else None
 
     def forward(self, x: Tensor) -> Tensor:
-        tensors = []
+        tensors: list[Tensor | None] = []
         for layer in (self.spatial, self.channel1, self.channel2):
             tensors += [None, None] if layer is None else [layer.weight, layer.bias]
         return reference.cs_attention(x, *tensors)
@@ -109,9 +109,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         parts = (self.qkv, self.out, self.ff1, self.ff2, self.norm1, self.norm2)
         tensors = [t for part in parts for t in (part.weight, part.bias)]
-        return reference.temporal_attention(
-            x, *tensors, heads=self.heads, dropout=self.dropout, training=self.training
-        )
+        return reference.temporal_attention(x, *tensors, heads=self.heads, dropout=self.dropout, training=self.training)
 
 
 class MDSCMBody(nn.Module):

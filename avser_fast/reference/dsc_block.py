@@ -32,8 +32,8 @@ def dsc_block(
     dropout: float = 0.0,
     training: bool = False,
 ) -> Tensor:
-    """Residual path: separable, BN, ReLU, separable, BN, 3x3 max-pool of stride 2 and padding 1; shortcut: 1x1 of stride 2
-    with bias, BN; then their sum and dropout.
+    """Residual path: separable, BN, ReLU, separable, BN, 3x3 max-pool of stride 2 and padding 1; shortcut: 1x1 of
+    stride 2 with bias, BN; then their sum and dropout.
 
     x: (N, in, H, W) -> (N, out, ceil(H / 2), ceil(W / 2)).  ``relu_first`` rectifies the input of both paths: the
     published second block starts with an in-place ReLU, so its shortcut sees the rectified input too.

@@ -21,7 +21,8 @@ def pool_tokens(tokens: Tensor, pooling: str = "mean") -> Tensor:
 
 
 def emotion_head(tokens: Tensor, weight: Tensor, bias: Tensor, *, pooling: str = "mean") -> tuple[Tensor, Tensor]:
-    """Clip feature f_s and class logits: (N, tokens, D) -> ((N, features), (N, classes)); weight (classes, features)."""
+    """Clip feature f_s and class logits: (N, tokens, D) -> ((N, features), (N, classes)); weight (classes,
+    features)."""
     features = pool_tokens(tokens, pooling)
     return features, F.linear(features, weight, bias)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,8 @@ def fusion_lstm(
     *,
     feature_weight: float = 0.7,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fused logits, branch a (features) and branch b (scores), each (B, classes), fused = w a + (1 - w) b (section 2.3).
+    """Fused logits, branch a (features) and branch b (scores), each (B, classes), fused = w a + (1 - w) b (section
+    2.3).
 
     features: (B, clips, D), speech and audio-visual features side by side; scores: (B, clips, classes), the
     elementwise maximum of both models' clip logits (``fuse_inputs``).  A branch is the six tensors of ``lstm_branch``.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,12 @@ class _GradientReversal(torch.autograd.Function):
 
 
 def gradient_reversal(x: Tensor, lam: Tensor | float = 1.0) -> Tensor:
-    """Identity in the forward pass (a view), ``-lam`` times the gradient in the backward pass (section 2.2; Ganin et al. 2016).
+    """Identity in the forward pass (a view), ``-lam`` times the gradient in the backward pass (section 2.2; Ganin
+    et al. 2016).
 
     ``lam`` is a float or a 0-d tensor and gets no gradient itself.
     """
-    return _GradientReversal.apply(x, lam)  # type: ignore[no-any-return]
+    return _GradientReversal.apply(x, lam)
 
 
 def reversal_schedule(progress: float) -> float:

@@ -15,8 +15,8 @@ ENERGY_FLOOR = 2.220446049250313e-16
 def mel_filters(sampling_rate: int, mel_bands: int, n_fft: int, low_hz: float, high_hz: float) -> Tensor:
     """Triangular filters on integer FFT bins, (mel_bands, n_fft // 2 + 1) float64.
 
-    Edges are equally spaced on the scale 2595 log10(1 + f / 700) and rounded down to a bin of (n_fft + 1) / sampling_rate;
-    narrow filters may be empty (python_speech_features.get_filterbanks).
+    Edges are equally spaced on the scale 2595 log10(1 + f / 700) and rounded down to a bin of (n_fft + 1) /
+    sampling_rate; narrow filters may be empty (python_speech_features.get_filterbanks).
     """
     low, high = (2595.0 * torch.log10(torch.tensor(1.0 + hz / 700.0, dtype=torch.float64)) for hz in (low_hz, high_hz))
     steps = torch.arange(mel_bands + 2, dtype=torch.float64)

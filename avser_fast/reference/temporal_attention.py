@@ -34,8 +34,8 @@ def temporal_attention(
 ) -> Tensor:
     """One post-norm transformer encoder layer with ReLU, (N, tokens, D) -> the same (torch.nn.TransformerEncoderLayer).
 
-    in_weight: (3 D, D), query, key and value stacked; ff1_weight: (d_ff, D); ff2_weight: (D, d_ff).  Dropout acts on the
-    attention weights, the hidden layer and both residual branches.
+    in_weight: (3 D, D), query, key and value stacked; ff1_weight: (d_ff, D); ff2_weight: (D, d_ff).  Dropout acts
+    on the attention weights, the hidden layer and both residual branches.
     """
     n, tokens, width = x.shape
     if width % heads:

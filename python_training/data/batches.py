@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,11 @@ class Augmentation:
     """Applied to each crop.  Warps are relative: 0.1 draws a factor from 0.9 to 1.1.
 
     ``time_warp`` stretches time, ``band_warp`` shifts vocal-tract length (linear on the mel axis), ``band_mask`` and
-    ``time_mask`` are the largest widths of two masks each (SpecAugment), ``level`` is the standard deviation of a shift of the
+    ``time_mask`` are the largest widths of two masks each (SpecAugment), ``level`` is the standard deviation of a
+    shift of the
     whole crop and ``noise`` that of white noise on the features, both in units of the normalised features; ``mixup`` is
-    the largest share of another crop of the batch (0: off, at most 0.5).
+    the largest share of another crop of the batch (0: off, at most 0.5).  ``speeds`` are the copies of every recording
+    (``compute_features``) that crops are drawn from besides the original.
     """
 
     time_warp: float = 0.0
@@ -27,12 +29,16 @@ class Augmentation:
     level: float = 0.0
     noise: float = 0.0
     mixup: float = 0.0
+    speeds: tuple[float, ...] = ()
 
 
 class CropSampler:
-    """Batches of random crops: every utterance once per epoch, in an order drawn from ``generator``."""
+    """Batches of random crops: every utterance once per epoch, in an order drawn from ``generator``.
 
-    def __init__(self, features: Sequence[Tensor], targets: Tensor, clip_frames: int, batch_size: int):
+    ``features[i]`` are the copies of utterance i, of which one is drawn.
+    """
+
+    def __init__(self, features: Sequence[Sequence[Tensor]], targets: Tensor, clip_frames: int, batch_size: int):
         self.features, self.targets = features, targets
         self.clip_frames, self.batch_size = clip_frames, batch_size
 
@@ -46,8 +52,12 @@ class CropSampler:
         order = torch.randperm(len(self.features), generator=generator)
         for step in range(self.steps_per_epoch()):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            crops = [self._crop(self.features[int(i)], generator) for i in chosen]
+            crops = [self._crop(self._copy(self.features[int(i)], generator), generator) for i in chosen]
             yield torch.stack(crops), self.targets[chosen]
+
+    @staticmethod
+    def _copy(copies: Sequence[Tensor], generator: torch.Generator) -> Tensor:
+        return copies[int(torch.randint(0, len(copies), (1,), generator=generator))]
 
     def _crop(self, features: Tensor, generator: torch.Generator) -> Tensor:
         spare = features.shape[1] - self.clip_frames

@@ -19,8 +19,8 @@ SHIPPED = Path(__file__).resolve().parents[2] / "data" / "emodb4"
 def load_emodb(root: Path | None = None) -> list[Utterance]:
     """The utterances of the classes in LABELS under ``root`` (``SStttEv.flac`` or ``.wav``), sorted by name.
 
-    Recordings of other classes (boredom, disgust, fear) are left out.  Raises ValueError naming a file whose name is not
-    EMO-DB's, or a folder without recordings.
+    Recordings of other classes (boredom, disgust, fear) are left out.  Raises ValueError naming a file whose name
+    is not EMO-DB's, or a folder without recordings.
     """
     root = SHIPPED if root is None else Path(root)
     utterances = []
