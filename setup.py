@@ -31,10 +31,12 @@ class CMakeBuild(build_ext):
     """Builds every module with one CMake project, into the folder that setuptools expects them in."""
 
     def run(self) -> None:
+        into_source = self.inplace or self.editable_mode
+        self.inplace = False  # built aside first, as setuptools does itself
         package = Path(self.get_ext_fullpath("avser_fast._engine")).resolve().parent
         package.mkdir(parents=True, exist_ok=True)
         self.cmake(package)
-        if self.inplace or self.editable_mode:
+        if into_source:
             self.into_source(package)
         self.summary(package / BUILD_INFO)
 
@@ -79,15 +81,15 @@ class CMakeBuild(build_ext):
     def into_source(self, package: Path) -> None:
         source = ROOT / "avser_fast"
         built = [*package.glob("*.so"), package / BUILD_INFO]
-        for old in source.glob("_*.so"):
+        suffix = self.get_ext_filename("_engine").removeprefix("_engine")
+        for old in source.glob(f"_*{suffix}"):
             if old.name not in {path.name for path in built}:
                 old.unlink()  # a slim build must not leave an older build's torch module behind
-        if package != source:
-            for path in built:
-                # Written beside and renamed: a process that has the old module loaded keeps its old file.
-                temporary = source / f".{path.name}.new"
-                shutil.copy2(path, temporary)
-                os.replace(temporary, source / path.name)
+        for path in built:
+            # Written beside and renamed: a process that has the old module loaded keeps its old file.
+            temporary = source / f".{path.name}.new"
+            shutil.copy2(path, temporary)
+            os.replace(temporary, source / path.name)
 
     def get_outputs(self) -> list[str]:
         package = Path(self.get_ext_fullpath("avser_fast._engine")).parent

@@ -34,9 +34,9 @@ def _cpu() -> str:
 
 
 def _device() -> dict[str, Any]:
-    import avser_fast
+    from avser_fast import _engine
 
-    return {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "isa": avser_fast.build_info().get("cpu_isa")}
+    return {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "isa": _engine.cpu_isa()}
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:

@@ -106,3 +106,10 @@ def test_readme_commands_are_the_ones_that_ci_runs() -> None:
     assert names == ["main", "test"]
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert all(f"readme {name}" in ci for name in names)
+
+
+def test_readme_tables_come_from_the_results_files() -> None:
+    from benchmarks.render import rendered
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert rendered(readme) == readme, "run `python -m benchmarks.render`"

@@ -30,7 +30,7 @@ def _require_compiled(op: str) -> None:
     if load_error is not None:
         raise BackendError(
             f"avser_fast.ops.{op}: expected the compiled module avser_fast._torch_ops, "
-            f"but loading it failed: {load_error}"
+            f"but loading it failed under torch {torch.__version__}: {load_error}"
         ) from load_error
 
 

@@ -92,7 +92,8 @@ AVSER_INLINE void transpose(vdouble (&v)[kDoubleLanes]) {
     v[i] = AVSER_SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
     v[i + 4] = AVSER_SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
   }
-  for (int i : {0, 1, 4, 5}) {
+  for (int k = 0; k < 4; ++k) {
+    const int i = k + (k & 2);
     const vdouble a = v[i], b = v[i + 2];
     v[i] = AVSER_SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
     v[i + 2] = AVSER_SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);

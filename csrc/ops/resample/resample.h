@@ -23,8 +23,8 @@ void resample(const double* x, int64_t samples, int64_t stride, int64_t from_rat
               Executor& executor);
 
 struct ResampleKernels {
-  // Sum of a[i] b[i] over n elements, n a multiple of 16.
-  double (*dot)(const double* a, const double* b, int64_t n);
+  // out[o] = sum over i < taps of weights[i] x[o step + i]; taps is a multiple of 16.
+  void (*filter)(const double* weights, int64_t taps, const double* x, int64_t step, int64_t outputs, double* out);
 };
 AVSER_DECLARE_PER_ISA(ResampleKernels, resample_kernels);
 

@@ -4,23 +4,40 @@
 namespace avser::AVSER_ISA_NAMESPACE {
 namespace {
 
-double dot(const double* a, const double* b, int64_t n) {
-  constexpr int kSums = 16 / kDoubleLanes;  // 16 partial sums on every machine
-  vdouble sum[kSums] = {};
-  for (int64_t i = 0; i < n; i += 16) {
-    for (int j = 0; j < kSums; ++j)
-      sum[j] = fma(load(a + i + j * kDoubleLanes), load(b + i + j * kDoubleLanes), sum[j]);
+// One filter at kOutputs places that are `step` samples apart.  16 partial sums per output on every machine, added up
+// in the same order whatever kOutputs is.
+template <int kOutputs>
+AVSER_INLINE void filter_some(const double* weights, int64_t taps, const double* x, int64_t step, double* out) {
+  constexpr int kSums = 16 / kDoubleLanes;
+  vdouble sum[kOutputs][kSums] = {};
+  for (int64_t i = 0; i < taps; i += 16) {
+    for (int j = 0; j < kSums; ++j) {
+      const vdouble w = load(weights + i + j * kDoubleLanes);
+      for (int o = 0; o < kOutputs; ++o) sum[o][j] = fma(w, load(x + o * step + i + j * kDoubleLanes), sum[o][j]);
+    }
   }
-  for (int j = 1; j < kSums; ++j) sum[0] += sum[j];
-  double total = 0;
-  for (int lane = 0; lane < kDoubleLanes; ++lane) total += sum[0][lane];
-  return total;
+  for (int o = 0; o < kOutputs; ++o) {
+    for (int j = 1; j < kSums; ++j) sum[o][0] += sum[o][j];
+    double total = 0;
+    for (int lane = 0; lane < kDoubleLanes; ++lane) total += sum[o][0][lane];
+    out[o] = total;
+  }
+}
+
+void filter(const double* weights, int64_t taps, const double* x, int64_t step, int64_t outputs, double* out) {
+  constexpr int kTogether = kDoubleLanes == 8 ? 8 : kDoubleLanes == 4 ? 2 : 1;  // what the registers hold
+  int64_t o = 0;
+  for (; o + kTogether <= outputs; o += kTogether) filter_some<kTogether>(weights, taps, x + o * step, step, out + o);
+  if constexpr (kTogether > 2) {
+    for (; o + 2 <= outputs; o += 2) filter_some<2>(weights, taps, x + o * step, step, out + o);
+  }
+  for (; o < outputs; ++o) filter_some<1>(weights, taps, x + o * step, step, out + o);
 }
 
 }  // namespace
 
 const ResampleKernels& resample_kernels() {
-  static const ResampleKernels kernels{&dot};
+  static const ResampleKernels kernels{&filter};
   return kernels;
 }
 
