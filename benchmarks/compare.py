@@ -10,7 +10,7 @@ from typing import Any
 
 #: Turns of each contender, unless a time budget ends them earlier (never before five).
 ROUNDS = 40
-BUDGET_S = 20.0
+BUDGET_S = 10.0
 
 
 @dataclass

@@ -112,7 +112,14 @@ def log_mel_peers(waveform: np.ndarray, expected: np.ndarray, threads: int) -> P
 
         def run() -> Any:
             mel = librosa.feature.melspectrogram(
-                y=emphasised, sr=16000, n_fft=512, win_length=400, hop_length=160, n_mels=40, center=False, window="boxcar"
+                y=emphasised,
+                sr=16000,
+                n_fft=512,
+                win_length=400,
+                hop_length=160,
+                n_mels=40,
+                center=False,
+                window="boxcar",
             )
             return np.log(mel / 512 + 2.2e-16).T
 

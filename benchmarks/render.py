@@ -1,4 +1,4 @@
-"""``python -m benchmarks.render``: write the tables of README.md from results files, so that no figure is typed by hand."""
+"""``python -m benchmarks.render`` writes the tables of README.md from results files: no figure is typed by hand."""
 
 from __future__ import annotations
 

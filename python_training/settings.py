@@ -27,7 +27,8 @@ class Optimisation:
 
     ``epochs`` is the length of the schedule.  The epoch whose averaged weights score best on the validation speaker is
     kept: by UA, ties by loss, among the epochs of the last ``pick_last`` share of the schedule.  ``refit`` then
-    trains again on all training speakers, the validation speaker included, for as many epochs.
+    trains again on all training speakers, the validation speaker included, for as many epochs.  ``class_weights`` is
+    the power of the inverse class frequency that the loss is weighted with: 0 counts utterances, 1 classes equally.
     """
 
     epochs: int = 60
@@ -38,7 +39,7 @@ class Optimisation:
     weight_decay: float = 1e-2
     warmup_epochs: float = 2.0
     label_smoothing: float = 0.0
-    class_weights: bool = True
+    class_weights: float = 0.5
     ema: float = 0.99
     gradient_clip: float = 5.0
     pick_last: float = 0.5

@@ -63,9 +63,9 @@ def learning_rate(step: int, steps_per_epoch: int, settings: Settings) -> float:
     return recipe.lr * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
 
 
-def _class_weights(targets: Tensor, classes: int) -> Tensor:
+def _class_weights(targets: Tensor, classes: int, power: float) -> Tensor:
     counts = torch.bincount(targets, minlength=classes).clamp(min=1).float()
-    return counts.sum() / (classes * counts)
+    return (counts.sum() / (classes * counts)) ** power
 
 
 def _average(averaged: dict[str, Tensor], model: nn.MDSCM, decay: float) -> None:
@@ -132,7 +132,7 @@ def _train(
     sampler = CropSampler(
         training.normalized_copies(spec.front_end), training.targets(), spec.clip_rule.clip_frames, recipe.batch_size
     )
-    weights = _class_weights(training.targets(), classes) if recipe.class_weights else None
+    weights = _class_weights(training.targets(), classes, recipe.class_weights)
     held_out = validation.normalized(spec.front_end) if validation is not None else []
     steps, last = sampler.steps_per_epoch(), epochs or recipe.epochs
     history: list[dict[str, float]] = []
