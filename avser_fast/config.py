@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,8 @@ AVRE_BODIES = ("resnet18", "mdscm")
 
 #: float waveforms in [-1, 1] are multiplied by this before the front end, which works at int16 scale.
 INT16_SCALE = 32768.0
+#: What the kernels take: hertz, and points of a transform.
+MAX_RATE, MAX_FFT = 384000, 1 << 20
 
 
 def _require(ok: bool, what: str, expected: str, got: object) -> None:
@@ -29,11 +31,34 @@ def _require(ok: bool, what: str, expected: str, got: object) -> None:
         raise ConfigError(f"{what}: expected {expected}, got {got!r}")
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31
+
+
+def _number(value: object) -> bool:
+    return _whole(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+#: What a header may hold for a field, by the field's annotation: JSON itself tells neither 5.0 from 5 nor 1 from true.
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("a whole number below 2^31", _whole),
+    "int | None": ("a whole number below 2^31 or null", lambda v: v is None or _whole(v)),
+    "float": ("a finite number", _number),
+    "bool": ("true or false", lambda v: isinstance(v, bool)),
+    "str": ("a string", lambda v: isinstance(v, str)),
+    "tuple[int, ...]": ("a list of whole numbers", lambda v: isinstance(v, (list, tuple)) and all(map(_whole, v))),
+    "tuple[float, ...]": ("a list of finite numbers", lambda v: isinstance(v, (list, tuple)) and all(map(_number, v))),
+}
+
+
 def _from_dict(cls: type, data: Mapping[str, Any], what: str) -> Any:
     _require(isinstance(data, Mapping), what, "a mapping", data)
-    known = {f.name for f in dataclasses.fields(cls) if f.init}
-    unknown = sorted(set(data) - known)
+    known = {f.name: str(f.type) for f in dataclasses.fields(cls) if f.init}
+    unknown = sorted(set(data) - set(known))
     _require(not unknown, what, f"only the keys {', '.join(sorted(known))}", ", ".join(unknown))
+    for name, value in data.items():
+        expected, fits = _KINDS.get(known[name], ("", lambda v: True))
+        _require(fits(value), f"{what}.{name}", expected, value)
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
 
 
@@ -67,11 +92,12 @@ class FrontEnd:
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        _require(self.sampling_rate > 0, "sampling_rate", "a positive number of hertz", self.sampling_rate)
+        _require(0 < self.sampling_rate <= MAX_RATE, "sampling_rate", f"1..{MAX_RATE} hertz", self.sampling_rate)
         _require(1 <= self.mel_bands <= self.n_fft // 2, "mel_bands", f"1..{self.n_fft // 2}", self.mel_bands)
         _require(self.channels in (1, 2, 3), "channels", "1, 2 or 3", self.channels)
         _require(self.frame_step > 0, "frame_step", "a positive number of samples", self.frame_step)
-        _require(self.n_fft >= 16 and self.n_fft & (self.n_fft - 1) == 0, "n_fft", "a power of two from 16", self.n_fft)
+        power = 16 <= self.n_fft <= MAX_FFT and self.n_fft & (self.n_fft - 1) == 0
+        _require(power, "n_fft", f"a power of two from 16 to {MAX_FFT}", self.n_fft)
         _require(0 < self.frame_length <= self.n_fft, "frame_length", f"1..{self.n_fft} samples", self.frame_length)
         _require(
             0 <= self.low_hz < self.high_hz <= self.sampling_rate / 2,
@@ -79,7 +105,7 @@ class FrontEnd:
             "0 <= low < high <= half the sampling rate",
             (self.low_hz, self.high_hz),
         )
-        _require(self.delta_window >= 1, "delta_window", "at least 1", self.delta_window)
+        _require(1 <= self.delta_window <= 1000, "delta_window", "1..1000 frames", self.delta_window)
         _require(self.normalization in NORMALIZATIONS, "normalization", f"one of {NORMALIZATIONS}", self.normalization)
         if self.normalization == "global":
             for name in ("mean", "std"):
@@ -273,9 +299,12 @@ class ModelSpec:
         parts = {"front_end": FrontEnd, "clip_rule": ClipRule, "network": MDSCM}
         unknown = sorted(set(data) - set(parts) - {"labels"})
         _require(not unknown, "model", "only labels, front_end, clip_rule, network", ", ".join(unknown))
+        labels = data.get("labels", ModelSpec.labels)
+        named = isinstance(labels, (list, tuple)) and all(isinstance(label, str) for label in labels)
+        _require(named, "labels", "a list of names", labels)
         try:
             built = {name: _from_dict(cls, data[name], name) for name, cls in parts.items() if name in data}
-            return ModelSpec(labels=tuple(data.get("labels", ModelSpec.labels)), **built)
+            return ModelSpec(labels=tuple(labels), **built)
         except TypeError as error:
             raise ConfigError(f"model: a value has the wrong type ({error})") from error
 

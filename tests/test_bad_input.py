@@ -256,6 +256,20 @@ def test_running_out_of_memory_on_one_item(recognizer: avser_fast.Recognizer, mo
     results = recognizer.infer([Huge(), PCM], sampling_rate=RATE, on_error="return")
     assert "item 0 (Huge): could not be read (MemoryError" in str(results[0].error) and results[1].ok
 
+    def features(samples: np.ndarray, front: Any) -> np.ndarray:
+        if len(samples) == 7:
+            raise MemoryError
+        return whole(samples, front)
+
+    whole = recognizer._backend.features
+    monkeypatch.setattr(recognizer._backend, "features", features)
+    rate = recognizer.spec.front_end.sampling_rate
+    results = recognizer.infer([PCM[:7], PCM], sampling_rate=rate, on_error="return")
+    assert results[0].error == (
+        f"item 0 (ndarray): expected audio whose features fit into memory, got 0 s at {rate} hertz"
+    )
+    assert results[1].ok
+
 
 def test_pipes_and_streamed_wavs_are_read_to_their_end(recognizer: avser_fast.Recognizer, tmp_path: Path) -> None:
     expected = recognizer.infer([PCM], sampling_rate=RATE)

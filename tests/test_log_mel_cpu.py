@@ -404,3 +404,19 @@ def test_bad_arguments_are_named(error: type[Exception], words: tuple[str, ...],
 
 def test_backend_error_is_the_packages_own() -> None:
     assert issubclass(BackendError, RuntimeError)  # what the modules raise for AVSER_FAST_CPU_ISA, see above
+
+
+def test_resampling_long_audio_takes_no_memory_but_its_output() -> None:
+    code = """
+import resource, numpy
+from avser_fast import _engine
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+x = numpy.ones(192000 * 200, numpy.float32)  # 154 MB
+_engine.resample(x[:1000], 192000, 16000)
+before = peak()
+_engine.resample(x, 192000, 16000)
+print(peak() - before)
+"""
+    grown = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert grown < 60  # the result is 13 MB, the input as float64 would be 307 MB

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -189,6 +190,39 @@ def test_truncated_and_corrupt_files(model: Path) -> None:
     assert "is not a whole safetensors file (" in sentence(model)
     model.write_text("these are no weights\n" * 100)
     assert "is not a whole safetensors file (" in sentence(model)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "expected"),
+    [
+        ("front_end", "sampling_rate", 16000.0, "a whole number below"),
+        ("front_end", "sampling_rate", 1000000, r"1\.\.384000 hertz"),
+        ("front_end", "sampling_rate", True, "a whole number below"),
+        ("front_end", "frame_step", 2**70, "a whole number below"),
+        ("front_end", "n_fft", 1 << 21, "a power of two from 16 to 1048576"),
+        ("front_end", "delta_window", 10**9, r"1\.\.1000 frames"),
+        ("front_end", "preemphasis", "0.97", "a finite number"),
+        ("front_end", "std", ["2.5"], "a list of finite numbers"),
+        ("clip_rule", "clips", True, "a whole number below"),
+        ("clip_rule", "rule", 1, "a string"),
+        ("network", "stem", 8, "a list of whole numbers"),
+        ("network", "spatial_attention", 1, "true or false"),
+    ],
+)
+def test_header_values_of_another_kind(model: Path, part: str, name: str, value: Any, expected: str) -> None:
+    """What the kernels would refuse at the first item, or never end on, is refused when the file is read."""
+    header, tensors = weights.read_tensors(model)
+    header["spec"][part][name] = value
+    write_tensors(model, header, tensors)
+    assert re.search(rf"{name}: expected {expected}.*, got", sentence(model))
+
+
+@pytest.mark.parametrize("labels", [[1, 2, 3, 4], "abcd"])
+def test_labels_are_a_list_of_names(model: Path, labels: Any) -> None:
+    header, tensors = weights.read_tensors(model)
+    header["spec"]["labels"] = labels
+    write_tensors(model, header, tensors)
+    assert "labels: expected a list of names, got" in sentence(model)
 
 
 def test_random_damage_is_refused_or_harmless(model: Path) -> None:

@@ -81,7 +81,7 @@ class Engine:
             raise BackendError(f"backend 'engine': {error}") from error
         try:
             self._engine = module.Engine(json.dumps(spec.to_dict()), dict(tensors))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, MemoryError) as error:
             raise ModelError(f"backend 'engine': the model cannot be packed ({error})") from error
 
     def resample(self, samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:

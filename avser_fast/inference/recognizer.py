@@ -218,9 +218,13 @@ class Recognizer:
     def _prepare(self, item: Any, sampling_rate: int | None, name: str) -> _Prepared:
         waveform: Waveform = load_item(item, sampling_rate, name)
         front = self.spec.front_end
-        samples = self._backend.resample(waveform.samples, waveform.rate, front.sampling_rate)
-        features = self._backend.features(samples, front)
-        clips, table = self._backend.clips(features, self.spec.clip_rule)
+        try:
+            samples = self._backend.resample(waveform.samples, waveform.rate, front.sampling_rate)
+            features = self._backend.features(samples, front)
+            clips, table = self._backend.clips(features, self.spec.clip_rule)
+        except MemoryError as error:
+            length = f"{waveform.duration_s:.0f} s at {waveform.rate} hertz"
+            raise InputError(f"{name}: expected audio whose features fit into memory, got {length}") from error
         return _Prepared(clips, table, waveform.duration_s)
 
     def _score(

@@ -138,21 +138,26 @@ void run(const T* x, int64_t samples, int64_t stride, int64_t from_rate, int64_t
   const auto table = table_of(f, phases, executor);
   const ResampleKernels& kernels = AVSER_PICK(resample_kernels);
   const int64_t piece = std::clamp<int64_t>(kSamplesPerPiece * f.up / f.down, 1, 2048);
-  executor.parallel_for(length, piece, [&](int64_t begin, int64_t end, int) {
-    const auto start_of = [&](int64_t m) { return m / f.up * f.down + f.first(m % f.up); };
-    // The input samples of this piece as doubles, with zeros where the signal has none.
-    const int64_t low = start_of(begin), high = start_of(end - 1) + width;
-    std::vector<double> window(static_cast<size_t>(high - low), 0.0);
-    for (int64_t k = std::max<int64_t>(low, 0); k < std::min(high, samples); ++k) {
-      window[static_cast<size_t>(k - low)] = static_cast<double>(x[k * stride]);
-    }
-    // Outputs that share a filter are f.up apart: taken together, its weights are read once.
-    std::vector<double> results(static_cast<size_t>((end - begin + f.up - 1) / f.up));
-    for (int64_t m = begin; m < std::min(end, begin + f.up); ++m) {
-      const int64_t count = (end - m + f.up - 1) / f.up;
-      kernels.filter(table->data() + m % f.up * width, width, window.data() + (start_of(m) - low), f.down, count,
-                     results.data());
-      for (int64_t i = 0; i < count; ++i) out[m + i * f.up] = static_cast<T>(results[static_cast<size_t>(i)]);
+  const auto start_of = [&](int64_t m) { return m / f.up * f.down + f.first(m % f.up); };
+  executor.parallel_for(length, piece, [&](int64_t share, int64_t share_end, int) {
+    std::vector<double> window, results;
+    // An executor may hand over many pieces as one share; memory must not grow with it.
+    for (int64_t begin = share; begin < share_end; begin += piece) {
+      const int64_t end = std::min(share_end, begin + piece);
+      // The input samples of this piece as doubles, with zeros where the signal has none.
+      const int64_t low = start_of(begin), high = start_of(end - 1) + width;
+      window.assign(static_cast<size_t>(high - low), 0.0);
+      for (int64_t k = std::max<int64_t>(low, 0); k < std::min(high, samples); ++k) {
+        window[static_cast<size_t>(k - low)] = static_cast<double>(x[k * stride]);
+      }
+      // Outputs that share a filter are f.up apart: taken together, its weights are read once.
+      results.resize(static_cast<size_t>((end - begin + f.up - 1) / f.up));
+      for (int64_t m = begin; m < std::min(end, begin + f.up); ++m) {
+        const int64_t count = (end - m + f.up - 1) / f.up;
+        kernels.filter(table->data() + m % f.up * width, width, window.data() + (start_of(m) - low), f.down, count,
+                       results.data());
+        for (int64_t i = 0; i < count; ++i) out[m + i * f.up] = static_cast<T>(results[static_cast<size_t>(i)]);
+      }
     }
   });
 }
