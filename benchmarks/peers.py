@@ -97,11 +97,10 @@ def log_mel_peers(waveform: np.ndarray, expected: np.ndarray, threads: int) -> P
         options.frame_opts.remove_dc_offset = False
         options.mel_opts.num_bins = 40
         options.mel_opts.low_freq = 0.0
-        samples = scaled.tolist()
 
         def run() -> Any:
             bank = knf.OnlineFbank(options)
-            bank.accept_waveform(16000, samples)
+            bank.accept_waveform(16000, scaled)
             bank.input_finished()
             return np.stack([bank.get_frame(i) for i in range(bank.num_frames_ready)])
 

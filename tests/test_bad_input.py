@@ -334,7 +334,7 @@ def test_bad_loads(recognizer: avser_fast.Recognizer) -> None:
         )
     assert "backend: expected 'auto', 'engine' or 'reference', got 'onnx'" == refusal(backend="onnx")
     for value in (0, -1, True, 1.5, "2"):
-        assert f"threads: expected a whole number of at least 1 or None, got {value!r}" == refusal(threads=value)
+        assert f"threads: expected a whole number from 1 to 1024 or None, got {value!r}" == refusal(threads=value)
     assert "backend 'engine': expected device 'cpu'" in refusal(backend="engine", device="cuda")
     assert "threads: expected None with backend 'reference'" in refusal(backend="reference", threads=2)
     if not torch.cuda.is_available():

@@ -17,6 +17,7 @@ from ..errors import BackendError, ModelError
 from . import features as front_end
 
 PRECISIONS = ("float32",)
+MAX_THREADS = 1024
 
 
 class Backend(Protocol):
@@ -51,8 +52,9 @@ def make_backend(
         raise BackendError(f"precision: expected 'auto' or 'float32', all that this version runs, got {precision!r}")
     if backend not in ("auto", "engine", "reference"):
         raise BackendError(f"backend: expected 'auto', 'engine' or 'reference', got {backend!r}")
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise BackendError(f"threads: expected a whole number of at least 1 or None, got {threads!r}")
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
+        raise BackendError(f"threads: expected a whole number from 1 to {MAX_THREADS} or None, got {threads!r}")
     cuda = device.startswith("cuda")
     if backend == "engine" and cuda:
         raise BackendError(f"backend 'engine': expected device 'cpu' in this version, got {device!r}")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..config import ModelSpec
-from ..errors import BackendError, InputError
+from ..errors import BackendError, InputError, ModelError
 from .audio import Waveform, item_name, load_item
 from .backends import Backend, make_backend
 from .result import EmotionResult, Segment
@@ -268,6 +268,10 @@ class Recognizer:
         front = self.spec.front_end
         # The vote is taken here, in float64 and clip by clip, so that it is the same however the clips were grouped.
         logits = clip_logits.astype(np.float64)
+        if not np.isfinite(logits).all():
+            raise ModelError(
+                f"model {self.path or 'in memory'!r}: its scores are not finite, the weights cannot be used"
+            )
         scores = self._named(_softmax(logits.mean(0)), top_k)
         label = next(iter(scores))
         segments = []

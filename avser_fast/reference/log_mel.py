@@ -7,6 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..config import FrontEnd
+
 #: Energies of exactly 0 become this before the logarithm (the spacing of float64 at 1).
 ENERGY_FLOOR = 2.220446049250313e-16
 
@@ -54,6 +56,9 @@ def log_mel(
     """
     if waveform.dim() < 1 or waveform.shape[-1] < 1:
         raise ValueError(f"log_mel: waveform: expected (..., samples) with samples >= 1, got {tuple(waveform.shape)}")
+    FrontEnd(
+        sampling_rate, mel_bands, 1, frame_length, frame_step, n_fft, preemphasis, low_hz, high_hz
+    )  # names a bad one
     dtype = waveform.dtype if waveform.dtype.is_floating_point else torch.float32
     x = waveform.double()
     x = torch.cat((x[..., :1], x[..., 1:] - preemphasis * x[..., :-1]), dim=-1)
