@@ -208,8 +208,9 @@ def _number(value: float | None) -> str:
 def _doctor(options: argparse.Namespace) -> int:
     from . import info
 
-    print(json.dumps(info.report(), indent=2, sort_keys=True, default=str) if options.json else info.doctor())
-    return OK
+    report = info.report()
+    print(json.dumps(report, indent=2, sort_keys=True, default=str) if options.json else info.doctor(report))
+    return FAILED if "error" in report["engine"] else OK
 
 
 def _training(arguments: list[str]) -> int:

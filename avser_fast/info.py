@@ -73,7 +73,7 @@ def build_info() -> dict[str, Any]:
     """
     try:
         build = json.loads((PACKAGE / "_build_info.json").read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # not built here, or half a file: `doctor` says that nothing was built
         build = {}
     return {"version": _version("avser_fast"), "package": str(PACKAGE), "build": build, "engine": _engine()}
 
@@ -92,9 +92,9 @@ def report() -> dict[str, Any]:
     }
 
 
-def doctor() -> str:
+def doctor(found: dict[str, Any] | None = None) -> str:
     """A report for a person: versions, what was compiled and why not, what this machine supports, what is set."""
-    r = report()
+    r = report() if found is None else found
     build, engine, torch_ops, cuda = r["build"], r["engine"], r["torch_ops"], r["cuda"]
     lines = [
         f"avser_fast {r['version'] or '(not installed)'} in {r['package']}",

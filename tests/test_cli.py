@@ -197,6 +197,12 @@ def test_version(run: Any) -> None:
     assert avser_fast.__version__[0].isdigit()
 
 
+def test_doctor_fails_when_the_engine_cannot_be_loaded(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("avser_fast.info._engine", lambda: {"error": "undefined symbol: x"})
+    code, out, _ = run("doctor")
+    assert code == 1 and "undefined symbol: x" in out
+
+
 def test_doctor(run: Any) -> None:
     code, out, err = run("doctor")
     assert (code, err) == (0, "") and len(out.splitlines()) > 3
