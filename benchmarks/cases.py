@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import avser_fast
-from avser_fast.config import FrontEnd, ModelSpec
+from avser_fast.config import ModelSpec
 
 RECORDINGS = Path(__file__).resolve().parents[1] / "data" / "emodb4"
 
@@ -34,10 +34,6 @@ def clips(spec: ModelSpec, batch: int, count: int = 5) -> np.ndarray:
     rng = np.random.default_rng(0)
     shape = (batch, count, network.in_channels, network.clip_frames, network.mel_bands)
     return rng.standard_normal(shape).astype(np.float32)
-
-
-def front_end() -> FrontEnd:
-    return FrontEnd()
 
 
 def recognizer(name: str, threads: int) -> avser_fast.Recognizer:

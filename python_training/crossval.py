@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from avser_fast import nn
+from avser_fast.inference.weights import write_bytes
 
 from .data import FeatureSet
 from .settings import Settings
@@ -46,10 +46,8 @@ def folds(speakers: list[str], seeds: list[int]) -> list[Fold]:
 
 
 def write_json(value: Any, path: Path) -> None:
-    """Write to a temporary name beside ``path``, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Write ``path`` whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
 def run_fold(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import avser_fast
+from avser_fast.inference.weights import write_bytes
 
 from .data import FeatureSet
 from .report import compare, compare_table, read_run, summarize, text_report
@@ -76,7 +77,7 @@ def train_final(
     }
     avser_fast.write_model(out, trained.spec, trained.state, card)
     checkpoint.unlink(missing_ok=True)
-    out.with_suffix(".md").write_text(card_text(out.stem, card, comparison), encoding="utf-8")
+    write_bytes(out.with_suffix(".md"), card_text(out.stem, card, comparison).encode())
     return out
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from avser_fast.inference.weights import write_bytes
+
 from .metrics import confusion_matrix, unweighted_accuracy, weighted_accuracy
 
 PROTOCOL = "leave one speaker out; one further speaker of the training folds picks the epoch"
@@ -48,7 +50,7 @@ def collect(folder: Path, out: Path) -> None:
     rows = ",\n  ".join(json.dumps(fold) for fold in folds)
     out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(head)[:-1] + f', "folds": [\n  {rows}\n]}}\n'
-    out.write_text(text, encoding="utf-8")
+    write_bytes(out, text.encode())
 
 
 def _matrix(results: Sequence[dict[str, Any]], classes: int) -> np.ndarray:

@@ -70,8 +70,6 @@ def clips_and_table(values: np.ndarray, rule: ClipRule) -> tuple[np.ndarray, np.
     engine = engine_module()
     clips, valid = engine.frame_clips(values, rule.clips, rule.clip_frames, rule.rule)
     table = engine.clip_table(values.shape[1], rule.clips, rule.clip_frames, rule.rule)
-    if isinstance(table, tuple):
-        table = table[0]
     return clips[valid], table[valid]
 
 
