@@ -8,7 +8,7 @@
 namespace avser {
 namespace {
 
-constexpr Isa kAll[] = {Isa::scalar, Isa::avx2, Isa::avx512};
+constexpr Isa kAll[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16};
 
 bool compiled(Isa isa) {
   switch (isa) {
@@ -26,6 +26,18 @@ bool compiled(Isa isa) {
 #else
       return false;
 #endif
+    case Isa::avx512_vnni:
+#if defined(AVSER_WITH_AVX512_VNNI)
+      return true;
+#else
+      return false;
+#endif
+    case Isa::avx512_bf16:
+#if defined(AVSER_WITH_AVX512_BF16)
+      return true;
+#else
+      return false;
+#endif
   }
   return false;
 }
@@ -37,8 +49,12 @@ bool machine_has(Isa isa) {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (isa == Isa::avx2) return avx2;
-  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  if (isa == Isa::avx512) return avx512;
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  if (isa == Isa::avx512_vnni) return vnni;
+  return vnni && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif
@@ -78,6 +94,10 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::avx512_vnni:
+      return "avx512_vnni";
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
     default:
       return "scalar";
   }

@@ -1,7 +1,7 @@
 // Which instruction set the CPU kernels run on.
 //
 // Every csrc/ops/*/*_cpu.cpp is compiled once per instruction set; its contents live in the namespace
-// avser::AVSER_ISA_NAMESPACE (isa_scalar, isa_avx2 or isa_avx512) and end in one function that returns a table of
+// avser::AVSER_ISA_NAMESPACE (isa_scalar, isa_avx2, isa_avx512, ...) and end in one function that returns a table of
 // function pointers.  The op's header declares that function with AVSER_DECLARE_PER_ISA and callers take the table of
 // the running machine with AVSER_PICK:
 //
@@ -19,12 +19,18 @@
 //   AVSER_PICK(my_op_kernels).run(x, y, n);
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
 namespace avser {
 
-enum class Isa { scalar = 0, avx2 = 1, avx512 = 2 };
+// avx2 includes fma and f16c, avx512 is F, DQ, BW and VL, avx512_vnni adds 8-bit dot products, avx512_bf16 adds those
+// of bfloat16 to that.
+enum class Isa { scalar = 0, avx2 = 1, avx512 = 2, avx512_vnni = 3, avx512_bf16 = 4 };
+
+// Floats in a vector of the kernels of an instruction set.
+constexpr int64_t float_lanes(Isa isa) { return isa == Isa::scalar ? 4 : isa == Isa::avx2 ? 8 : 16; }
 
 const char* isa_name(Isa isa);
 
@@ -38,6 +44,30 @@ Isa current_isa();
 
 }  // namespace avser
 
+#if defined(AVSER_WITH_AVX512_BF16)
+#define AVSER_CASE_AVX512_BF16_(function) \
+  case ::avser::Isa::avx512_bf16:         \
+    return &::avser::isa_avx512_bf16::function;
+#define AVSER_DECLARE_AVX512_BF16_(table, function) \
+  namespace isa_avx512_bf16 {                       \
+  const table& function();                          \
+  }
+#else
+#define AVSER_CASE_AVX512_BF16_(function)
+#define AVSER_DECLARE_AVX512_BF16_(table, function)
+#endif
+#if defined(AVSER_WITH_AVX512_VNNI)
+#define AVSER_CASE_AVX512_VNNI_(function) \
+  case ::avser::Isa::avx512_vnni:         \
+    return &::avser::isa_avx512_vnni::function;
+#define AVSER_DECLARE_AVX512_VNNI_(table, function) \
+  namespace isa_avx512_vnni {                       \
+  const table& function();                          \
+  }
+#else
+#define AVSER_CASE_AVX512_VNNI_(function)
+#define AVSER_DECLARE_AVX512_VNNI_(table, function)
+#endif
 #if defined(AVSER_WITH_AVX512)
 #define AVSER_CASE_AVX512_(function) \
   case ::avser::Isa::avx512:         \
@@ -70,12 +100,16 @@ Isa current_isa();
   }                                            \
   AVSER_DECLARE_AVX2_(table, function)         \
   AVSER_DECLARE_AVX512_(table, function)       \
+  AVSER_DECLARE_AVX512_VNNI_(table, function)  \
+  AVSER_DECLARE_AVX512_BF16_(table, function)  \
   static_assert(true, "")
 
 // The table of an instruction set (a value of type const table&).
 #define AVSER_PICK_FOR(isa, function)          \
   ([](::avser::Isa avser_isa_) {               \
     switch (avser_isa_) {                      \
+      AVSER_CASE_AVX512_BF16_(function)        \
+      AVSER_CASE_AVX512_VNNI_(function)        \
       AVSER_CASE_AVX512_(function)             \
       AVSER_CASE_AVX2_(function)               \
       default:                                 \

@@ -11,7 +11,7 @@
 
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -72,15 +72,26 @@ AVSER_INLINE vfloat fma(vfloat a, vfloat b, vfloat c) {
 #endif
 }
 
-// The larger one; b where they do not compare (one is NaN), as the machine's instruction does.
+// The larger (smaller) one; b where they do not compare (one is NaN), as the machine's instruction does.
 AVSER_INLINE vdouble max(vdouble a, vdouble b) { return a > b ? a : b; }
+#if defined(__AVX512F__)
+AVSER_INLINE vfloat max(vfloat a, vfloat b) { return (vfloat)_mm512_max_ps((__m512)a, (__m512)b); }
+AVSER_INLINE vfloat min(vfloat a, vfloat b) { return (vfloat)_mm512_min_ps((__m512)a, (__m512)b); }
+#elif defined(__AVX__)
+AVSER_INLINE vfloat max(vfloat a, vfloat b) { return (vfloat)_mm256_max_ps((__m256)a, (__m256)b); }
+AVSER_INLINE vfloat min(vfloat a, vfloat b) { return (vfloat)_mm256_min_ps((__m256)a, (__m256)b); }
+#else
 AVSER_INLINE vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
+AVSER_INLINE vfloat min(vfloat a, vfloat b) { return a < b ? a : b; }
+#endif
 
 // Element j of a where mask[j] < lanes, of b (at mask[j] - lanes) otherwise; the mask is a constant.
 #if defined(__clang__)
 #define AVSER_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#define AVSER_SHUFFLE32(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define AVSER_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, vint64{__VA_ARGS__})
+#define AVSER_SHUFFLE32(a, b, ...) __builtin_shuffle(a, b, vint32{__VA_ARGS__})
 #endif
 
 // Rows become columns: element j of v[i] is exchanged with element i of v[j].
@@ -119,6 +130,32 @@ AVSER_INLINE void transpose(vdouble (&v)[kDoubleLanes]) {
   v[0] = AVSER_SHUFFLE(a, b, 0, 2);
   v[1] = AVSER_SHUFFLE(a, b, 1, 3);
 #endif
+}
+
+// Rows become columns, as above.  Pairs of neighbouring rows are merged, and the merged ones merged again, until a
+// vector holds one column: log2(lanes) rounds of the same interleaving.
+AVSER_INLINE void transpose(vfloat (&v)[kFloatLanes]) {
+  constexpr int kHalf = kFloatLanes / 2;
+#pragma GCC unroll 4
+  for (int round = 1; round < kFloatLanes; round *= 2) {
+    vfloat merged[kFloatLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kHalf; ++i) {
+#if defined(__AVX512F__)
+      merged[2 * i] = AVSER_SHUFFLE32(v[i], v[i + kHalf], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      merged[2 * i + 1] =
+          AVSER_SHUFFLE32(v[i], v[i + kHalf], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#elif defined(__AVX2__)
+      merged[2 * i] = AVSER_SHUFFLE32(v[i], v[i + kHalf], 0, 8, 1, 9, 2, 10, 3, 11);
+      merged[2 * i + 1] = AVSER_SHUFFLE32(v[i], v[i + kHalf], 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+      merged[2 * i] = AVSER_SHUFFLE32(v[i], v[i + kHalf], 0, 4, 1, 5);
+      merged[2 * i + 1] = AVSER_SHUFFLE32(v[i], v[i + kHalf], 2, 6, 3, 7);
+#endif
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kFloatLanes; ++i) v[i] = merged[i];
+  }
 }
 
 // Stores a vector of doubles as T.

@@ -1,7 +1,9 @@
 #include "engine/bind.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -93,27 +95,95 @@ Network read_network(const std::string& spec_json) {
   return network;
 }
 
-std::unique_ptr<Engine> make_engine(const std::string& spec_json, const py::dict& tensors, bool poison) {
-  const Network network = read_network(spec_json);
-  std::vector<FloatArray> arrays;
+// An engine as Python sees it: one that stops early gives what it has then.
+struct PythonEngine {
+  Engine engine;
+  std::string stop_after;
+};
+
+// Arrays that stay alive while `views` are used.
+Tensors view_all(const py::dict& tensors, const std::string& what, std::vector<FloatArray>& arrays) {
   Tensors views;
   for (const auto& [key, value] : tensors) {
     const std::string name = text(key);
-    arrays.push_back(real_array(value, "Engine: " + name, ErrorKind::model));
+    arrays.push_back(real_array(value, what + name, ErrorKind::model));
     const FloatArray& array = arrays.back();
     views[name] = {array.data(), {array.shape(), array.shape() + array.ndim()}};
   }
-  const py::gil_scoped_release release;
-  return std::make_unique<Engine>(network, views, poison);
+  return views;
 }
 
-py::tuple forward(const Engine& engine, const py::object& clips, const py::object& valid, int threads) {
+Precision read_precision(const std::string& name) {
+  for (const Precision precision : {Precision::float32, Precision::bf16, Precision::int8}) {
+    if (name == precision_name(precision)) return precision;
+  }
+  fail(ErrorKind::config, "Engine: precision: expected float32, bf16 or int8, got '", name, "'");
+}
+
+std::unique_ptr<PythonEngine> make_engine(const std::string& spec_json, const py::dict& tensors,
+                                          const std::string& precision, const std::optional<py::dict>& calibration,
+                                          const std::string& stop_after, bool poison) {
+  const Network network = read_network(spec_json);
+  std::vector<FloatArray> arrays;
+  const Tensors views = view_all(tensors, "Engine: ", arrays);
+  EngineOptions options;
+  options.precision = read_precision(precision);
+  options.poison = poison;
+  if (calibration) options.calibration = view_all(*calibration, "Engine: calibration: ", arrays);
+  const py::gil_scoped_release release;
+  std::unique_ptr<PythonEngine> made(new PythonEngine{{network, views, options}, stop_after});
+  if (!stop_after.empty()) made->engine.intermediate(nullptr, 0, stop_after);  // refuses an unknown name now
+  return made;
+}
+
+FloatArray clips_array(const Engine& engine, const char* method, const py::object& clips) {
   const Network& network = engine.network();
-  const FloatArray x = real_array(clips, "Engine.forward: clips", ErrorKind::input);
+  const FloatArray x = real_array(clips, cat("Engine.", method, ": clips"), ErrorKind::input);
   const bool fits = x.ndim() == 5 && x.shape(2) == network.in_channels && x.shape(3) == network.clip_frames &&
                     x.shape(4) == network.mel_bands;
-  AVSER_CHECK(fits, input, "Engine.forward: clips: expected shape (B, L, ", network.in_channels, ", ",
+  AVSER_CHECK(fits, input, "Engine.", method, ": clips: expected shape (B, L, ", network.in_channels, ", ",
               network.clip_frames, ", ", network.mel_bands, "), got ", shape_text(x));
+  return x;
+}
+
+py::object stopped(const Engine& engine, const FloatArray& x, const std::string& stem) {
+  Intermediate found;
+  {
+    const float* clips = x.data();
+    const int64_t count = x.shape(0) * x.shape(1);
+    const py::gil_scoped_release release;
+    found = engine.intermediate(clips, count, stem);
+  }
+  std::vector<py::ssize_t> shape = {x.shape(0), x.shape(1)};
+  shape.insert(shape.end(), found.shape.begin() + 1, found.shape.end());
+  py::array_t<float> out(shape);
+  std::copy(found.values.begin(), found.values.end(), out.mutable_data());
+  return out;
+}
+
+py::dict calibrate(const PythonEngine& python, const py::object& clips) {
+  const FloatArray x = clips_array(python.engine, "calibrate", clips);
+  Calibration found;
+  {
+    const float* data = x.data();
+    const int64_t count = x.shape(0) * x.shape(1);
+    const py::gil_scoped_release release;
+    found = python.engine.calibrate(data, count);
+  }
+  py::dict out;
+  for (const auto& [name, values] : found) {
+    py::array_t<float> array({py::ssize_t{2}, static_cast<py::ssize_t>(values.size() / 2)});
+    std::copy(values.begin(), values.end(), array.mutable_data());
+    out[py::str(name)] = array;
+  }
+  return out;
+}
+
+py::object forward(const PythonEngine& python, const py::object& clips, const py::object& valid, int threads) {
+  const Engine& engine = python.engine;
+  const Network& network = engine.network();
+  const FloatArray x = clips_array(engine, "forward", clips);
+  if (!python.stop_after.empty()) return stopped(engine, x, python.stop_after);
   const py::ssize_t batch = x.shape(0), count = x.shape(1);
 
   py::array_t<bool, py::array::c_style> votes;
@@ -144,19 +214,28 @@ py::tuple forward(const Engine& engine, const py::object& clips, const py::objec
 }  // namespace
 
 void bind_engine(py::module_& m) {
-  py::class_<Engine>(m, "Engine",
-                     "The whole forward of one MDSCM in float32 on the CPU; immutable, safe to call from many threads.")
-      .def(py::init(&make_engine), py::arg("spec_json"), py::arg("tensors"), py::kw_only(), py::arg("poison") = false,
+  py::class_<PythonEngine>(m, "Engine",
+                           "The whole forward of one MDSCM on the CPU; immutable, safe to call from many threads.")
+      .def(py::init(&make_engine), py::arg("spec_json"), py::arg("tensors"), py::kw_only(),
+           py::arg("precision") = "float32", py::arg("calibration") = py::none(), py::arg("stop_after") = "",
+           py::arg("poison") = false,
            "spec_json: json.dumps(ModelSpec.to_dict()).  tensors: the state dict of avser_fast.nn.MDSCM as arrays, "
-           "which "
-           "are copied.\npoison fills unwritten memory with NaN before every call, for tests.  Raises ConfigError or "
-           "ModelError naming the field or tensor.")
+           "which are copied.\nprecision: float32, bf16 or int8; int8 needs the calibration of a float32 engine.\n"
+           "stop_after: a name of stems(); forward then returns what that stem makes, (B, L, ...), for debugging.\n"
+           "poison fills unwritten memory with NaN before every call, for tests.  Raises ConfigError or ModelError "
+           "naming the field or tensor.")
       .def("forward", &forward, py::arg("clips"), py::arg("valid") = py::none(), py::arg("threads") = 1,
            "clips (B, L, channels, clip_frames, bands), valid (B, L) bool (None: every clip votes) ->\n"
            "(probabilities (B, classes), features (B, L, D), clip_logits (B, L, classes)), float32.\n"
            "An utterance of which no clip votes has NaN probabilities.  Raises InputError naming the argument.")
+      .def("calibrate", &calibrate, py::arg("clips"),
+           "The range of every value that int8 rounds, measured on clips: name -> (2, channels) lowest and highest.")
+      .def(
+          "stems", [](const PythonEngine& python) { return python.engine.stems(); }, "What stop_after may name.")
+      .def_property_readonly("precision",
+                             [](const PythonEngine& python) { return precision_name(python.engine.precision()); })
       .def_property_readonly(
-          "isa", [](const Engine& engine) { return isa_name(engine.isa()); },
+          "isa", [](const PythonEngine& python) { return isa_name(python.engine.isa()); },
           "Instruction set that this engine runs on.");
 }
 

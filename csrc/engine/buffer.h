@@ -9,24 +9,24 @@
 
 namespace avser {
 
-// A block of floats on a cache line, uninitialised.
+// A block of bytes on a cache line, uninitialised.
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(int64_t floats) : size_(floats) {
+  explicit Buffer(int64_t bytes) : size_(bytes) {
     constexpr size_t kAlignment = 64;
-    const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
-    data_.reset(static_cast<float*>(std::aligned_alloc(kAlignment, bytes > 0 ? bytes : kAlignment)));
+    const size_t whole = (static_cast<size_t>(bytes) + kAlignment - 1) / kAlignment * kAlignment;
+    data_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, whole > 0 ? whole : kAlignment)));
     if (data_ == nullptr) throw std::bad_alloc();
   }
-  float* data() const { return data_.get(); }
+  char* data() const { return data_.get(); }
   int64_t size() const { return size_; }
 
  private:
   struct Free {
-    void operator()(float* p) const { std::free(p); }
+    void operator()(char* p) const { std::free(p); }
   };
-  std::unique_ptr<float, Free> data_;
+  std::unique_ptr<char, Free> data_;
   int64_t size_ = 0;
 };
 

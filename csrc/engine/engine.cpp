@@ -1,7 +1,10 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <limits>
 
 #include "common/check.h"
 #include "common/executor.h"
@@ -12,24 +15,65 @@ namespace {
 // Clips that share the encoder's matrix products: enough that reading the weights costs little, few enough that the
 // tokens stay in cache and memory is bounded for any batch.
 constexpr int64_t kGroup = 16;
+constexpr int64_t kCacheLine = 64;
+// Loads of whole vectors may reach behind the last element.
+constexpr int64_t kSlack = 64;
 
-// True for +0 everywhere; -0 takes the long way, where it may give other bits.
-bool all_zero(const float* x, int64_t n) {
-  uint32_t any = 0;
-  constexpr int64_t kChunk = 256;
-  for (int64_t i = 0; i < n && any == 0; i += kChunk) {
-    for (int64_t j = i; j < std::min(n, i + kChunk); ++j) {
+// What a clip holds: nothing but +0 (-0 takes the long way, where it may give other bits), a value that is not finite,
+// or numbers.
+struct Content {
+  bool zero = true;
+  bool finite = true;
+  Content(const float* x, int64_t n) {
+    uint32_t any = 0, largest = 0;
+    for (int64_t i = 0; i < n; ++i) {
       uint32_t bits;
-      std::memcpy(&bits, x + j, sizeof bits);
+      std::memcpy(&bits, x + i, sizeof bits);
       any |= bits;
+      largest = std::max(largest, bits & 0x7fffffffu);
     }
+    zero = any == 0;
+    finite = largest < 0x7f800000u;
   }
-  return any == 0;
-}
+};
 
 const Network& checked(const Network& network) {
   network.check();
   return network;
+}
+
+// What int8 needs of a range is there after calibrate(); in float32 nobody reads one.
+Precision checked(const EngineOptions& options) {
+  AVSER_CHECK(options.precision == Precision::int8 || options.calibration.empty(), config,
+              "Engine: calibration: expected none with precision ", precision_name(options.precision), ", got ",
+              options.calibration.size(), " ranges");
+  AVSER_CHECK(options.precision != Precision::int8 || !options.calibration.empty(), config,
+              "Engine: precision int8: expected a calibration, got none");
+  return options.precision;
+}
+
+Map placed(Map map, char* base) {
+  map.data = base + reinterpret_cast<intptr_t>(map.data);
+  return map;
+}
+
+char* offset(int64_t bytes) { return reinterpret_cast<char*>(static_cast<intptr_t>(bytes)); }
+
+float as_float(Precision precision, const char* p, const Quantisation* steps, int64_t channel) {
+  if (precision == Precision::bf16) {
+    uint16_t half;
+    std::memcpy(&half, p, sizeof half);
+    const uint32_t bits = static_cast<uint32_t>(half) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+  if (precision == Precision::int8) {
+    return static_cast<float>((static_cast<uint8_t>(*p) - steps->zero[channel]) * steps->size[channel]);
+  }
+  float value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
 }
 
 }  // namespace
@@ -37,7 +81,7 @@ const Network& checked(const Network& network) {
 // A workspace for one call, taken from the idle ones and returned to them.
 class Engine::Lease {
  public:
-  Lease(const Engine& engine, int64_t floats) : engine_(engine) {
+  Lease(const Engine& engine, int64_t bytes) : engine_(engine) {
     {
       std::lock_guard<std::mutex> lock(engine_.mutex_);
       if (!engine_.idle_.empty()) {
@@ -45,11 +89,11 @@ class Engine::Lease {
         engine_.idle_.pop_back();
       }
     }
-    if (buffer_ == nullptr || buffer_->size() < floats) {
+    if (buffer_ == nullptr || buffer_->size() < bytes) {
       buffer_.reset();  // before the larger one is allocated
-      buffer_ = std::make_unique<Buffer>(floats);
+      buffer_ = std::make_unique<Buffer>(bytes);
     }
-    if (engine_.poison_) std::memset(buffer_->data(), 0xff, buffer_->size() * sizeof(float));
+    if (engine_.poison_) std::memset(buffer_->data(), 0xff, buffer_->size());
   }
   ~Lease() {
     std::lock_guard<std::mutex> lock(engine_.mutex_);
@@ -57,109 +101,291 @@ class Engine::Lease {
   }
   Lease(const Lease&) = delete;
   Lease& operator=(const Lease&) = delete;
-  float* data() const { return buffer_->data(); }
+  char* data() const { return buffer_->data(); }
 
  private:
   const Engine& engine_;
   std::unique_ptr<Buffer> buffer_;
 };
 
-Engine::Engine(const Network& network, const Tensors& tensors, bool poison)
+// Collects the ranges of every value that int8 rounds; one thread at a time.
+class Engine::Observer final : public EncoderObserver {
+ public:
+  // Where a kernel may update the range of a value itself.
+  Ranges ranges(const std::string& name, int64_t channels, int64_t stride) {
+    Range& range = found_[name];
+    if (range.low.empty()) {
+      range.channels = channels;
+      range.low.assign(stride, std::numeric_limits<float>::infinity());
+      range.high.assign(stride, -std::numeric_limits<float>::infinity());
+    }
+    return {range.low.data(), range.high.data()};
+  }
+  void rows(const std::string& name, const float* x, int64_t rows, int64_t channels, int64_t stride) {
+    const Ranges to = ranges(name, channels, stride);
+    for (int64_t i = 0; i < rows; ++i, x += stride) {
+      for (int64_t c = 0; c < channels; ++c) {
+        to.low[c] = std::min(to.low[c], x[c]);
+        to.high[c] = std::max(to.high[c], x[c]);
+      }
+    }
+  }
+  void map(const std::string& name, const Map& map, int64_t channels) {
+    for (int64_t y = 0; y < map.height; ++y) {
+      rows(name, reinterpret_cast<const float*>(map.at(y, 0)), map.width, channels, map.stride);
+    }
+  }
+  void enter(const std::string& layer) { layer_ = layer; }
+  void see(const char* what, const float* x, int64_t count, int64_t width, int64_t stride) override {
+    rows(layer_ + "." + what, x, count, width, stride);
+  }
+  Calibration result() const {
+    Calibration out;
+    for (const auto& [name, range] : found_) {
+      std::vector<float>& both = out[name];
+      both.assign(range.low.begin(), range.low.begin() + range.channels);
+      both.insert(both.end(), range.high.begin(), range.high.begin() + range.channels);
+    }
+    return out;
+  }
+
+ private:
+  struct Range {
+    int64_t channels = 0;
+    std::vector<float> low, high;
+  };
+  std::map<std::string, Range> found_;
+  std::string layer_;
+};
+
+Engine::Engine(const Network& network, const Tensors& tensors, const EngineOptions& options)
     : network_(checked(network)),
       isa_(current_isa()),
+      precision_(checked(options)),
       conv_stem_(AVSER_PICK_FOR(isa_, conv_stem_kernels)),
       dsc_block_(AVSER_PICK_FOR(isa_, dsc_block_kernels)),
       cs_attention_(AVSER_PICK_FOR(isa_, cs_attention_kernels)),
-      temporal_attention_(AVSER_PICK_FOR(isa_, temporal_attention_kernels)),
+      encoder_{AVSER_PICK_FOR(isa_, gemm_kernels), AVSER_PICK_FOR(isa_, temporal_attention_kernels), float_lanes(isa_)},
       emotion_head_(AVSER_PICK_FOR(isa_, emotion_head_kernels)),
-      weights_(network_, tensors, conv_stem_.lanes),
-      poison_(poison) {
-  const int64_t lanes = conv_stem_.lanes;
-  int64_t height = network_.clip_frames, width = network_.mel_bands;
-  const auto halve = [&](int64_t channels) {
-    height = (height + 1) / 2;
-    width = (width + 1) / 2;
-    map_floats_ = std::max(map_floats_, height * width * round_up(channels, lanes));
-  };
-  const auto need = [&](int64_t floats) { scratch_floats_ = std::max(scratch_floats_, floats); };
-  for (const ConvStemLayer& layer : weights_.stem) {
-    need(conv_stem_.scratch(layer, height, width));
-    halve(layer.out_channels);
-  }
-  for (const DscBlock& block : weights_.blocks) {
-    need(dsc_block_.scratch(block, height, width));
-    halve(block.out_channels);
-  }
-  need(cs_attention_.scratch(weights_.attention, height, width));
-  need(emotion_head_.scratch(weights_.head));
-  map_floats_ = round_up(map_floats_, 16);  // cache lines
-  scratch_floats_ = round_up(scratch_floats_, 16);
-
+      weights_(network_, tensors, precision_, options.calibration, float_lanes(isa_)),
+      poison_(options.poison) {
+  plan();
   zero_feature_.resize(network_.features());
   zero_logits_.resize(network_.classes);
   const std::vector<float> zeros(network_.clip_floats(), 0.0f);
   const int64_t first = 0;
   SerialExecutor executor;
-  const Lease lease(*this, worker_floats() + group_floats(1, 1));
+  const Lease lease(*this, workspace_bytes(1, 1));
   run_group(zeros.data(), &first, 1, zero_feature_.data(), zero_logits_.data(), lease.data(), executor);
+  const char* wanted = std::getenv("AVSER_FAST_PROFILE");
+  if (wanted != nullptr && std::string(wanted) == "1") {
+    std::vector<std::pair<std::string, int64_t>> parts;
+    for (const Stage& stage : stages_) {
+      static constexpr const char* kNames[] = {"load", "conv_stem.", "dsc_block.", "dsc_block.", "cs_attention"};
+      std::string name = kNames[stage.kind];
+      if (name.back() == '.') name += cat(stage.index);
+      if (stage.kind == Stage::first) name += " first";
+      if (stage.kind == Stage::second) name += " second";
+      parts.emplace_back(name, stage_macs(stage));
+    }
+    for (size_t i = 0; i < weights_.encoder.size(); ++i) {
+      const int64_t width = network_.token_width(), tokens = network_.tokens();
+      const int64_t macs = tokens * (4 * width * width + 2 * width * network_.encoder_ff + 2 * tokens * width);
+      parts.emplace_back(cat("temporal_attention.", i), macs);
+    }
+    parts.emplace_back("emotion_head", network_.features() * network_.classes);
+    profile_.start(cat(precision_name(precision_), ", ", isa_name(isa_)), parts, 0);
+  }
 }
 
 Engine::~Engine() = default;
 
-int64_t Engine::worker_floats() const { return 2 * map_floats_ + scratch_floats_; }
+// Three areas take turns as input, hidden and output of a block.
+void Engine::plan() {
+  const int64_t lanes = float_lanes(isa_);
+  int64_t height = network_.clip_frames, width = network_.mel_bands;
+  int64_t area_bytes = 0;
+  const auto map = [&](int64_t channels_stride, Precision precision, int64_t border) {
+    Map made{nullptr, height, width, channels_stride, border, precision};
+    area_bytes = std::max(area_bytes, round_up(made.bytes() + kSlack, kCacheLine));
+    return made;
+  };
+  const auto need = [&](int64_t bytes) { scratch_bytes_ = std::max(scratch_bytes_, round_up(bytes, kCacheLine)); };
+  std::vector<std::pair<Map*, int>> areas;  // decided once their size is known
+  stages_.reserve(3 + weights_.stem.size() + 2 * weights_.blocks.size());
 
-int64_t Engine::group_floats(int64_t clips, int threads) const {
-  const int64_t lanes = conv_stem_.lanes;
-  int64_t scratch = 0;
-  for (const EncoderLayer& layer : weights_.encoder) {
-    scratch =
-        std::max(scratch, temporal_attention_scratch(temporal_attention_, layer, clips, network_.tokens(), threads));
+  Map x = map(network_.in_channels, Precision::float32, 1);
+  int at = 0;
+  stages_.push_back({Stage::load, 0, height, {}, {}, x});
+  areas.emplace_back(&stages_.back().y, at);
+  const auto halve = [&] {
+    height = halved(height);
+    width = halved(width);
+  };
+  for (size_t i = 0; i < weights_.stem.size(); ++i) {
+    halve();
+    const Map y = map(round_up(weights_.stem[i].out_channels, lanes), precision_, 1);
+    stages_.push_back({Stage::stem, i, height, x, {}, y});
+    areas.emplace_back(&stages_.back().x, at);
+    at = (at + 1) % 3;
+    areas.emplace_back(&stages_.back().y, at);
+    x = y;
   }
-  return round_up(clips * network_.tokens() * round_up(network_.token_width(), lanes), 16) + scratch;
+  for (size_t i = 0; i < weights_.blocks.size(); ++i) {
+    const DscBlock& block = weights_.blocks[i];
+    const int64_t stride = round_up(block.out_channels, lanes);
+    need(dsc_block_.scratch(block, width));
+    const Map hidden = map(stride, precision_, 1);
+    const int64_t rows = height;
+    halve();
+    const bool last = i + 1 == weights_.blocks.size();
+    const Map y = last ? map(stride, Precision::float32, 0) : map(stride, precision_, 1);
+    stages_.push_back({Stage::first, i, rows, x, hidden, {}});
+    areas.emplace_back(&stages_.back().x, at);
+    areas.emplace_back(&stages_.back().hidden, (at + 1) % 3);
+    stages_.push_back({Stage::second, i, height, x, hidden, y});
+    areas.emplace_back(&stages_.back().x, at);
+    areas.emplace_back(&stages_.back().hidden, (at + 1) % 3);
+    at = (at + 2) % 3;
+    areas.emplace_back(&stages_.back().y, at);
+    x = y;
+  }
+  stages_.push_back({Stage::attention, 0, 1, x, {}, x});
+  areas.emplace_back(&stages_.back().x, at);
+  areas.emplace_back(&stages_.back().y, at);
+  need(cs_attention_.scratch(weights_.attention, height, width) * static_cast<int64_t>(sizeof(float)));
+  need(emotion_head_.scratch(weights_.head) * static_cast<int64_t>(sizeof(float)));
+  for (const auto& [made, area] : areas) made->data = offset(area * area_bytes);
+  maps_bytes_ = 3 * area_bytes;
 }
 
-void Engine::convolve(const float* clip, float* tokens, float* workspace) const {
-  float* map = workspace;
-  float* next = map + map_floats_;
-  float* scratch = next + map_floats_;
-  int64_t height = network_.clip_frames, width = network_.mel_bands;
-  const float* x = clip;
-  for (const ConvStemLayer& layer : weights_.stem) {
-    conv_stem_.run(layer, x, height, width, next, scratch);
-    std::swap(map, next);
-    x = map;
-    height = (height + 1) / 2;
-    width = (width + 1) / 2;
+int64_t Engine::stage_macs(const Stage& stage) const {
+  const int64_t x = stage.x.height * stage.x.width, hidden = stage.hidden.height * stage.hidden.width;
+  const int64_t y = stage.y.height * stage.y.width;
+  switch (stage.kind) {
+    case Stage::stem: {
+      const ConvLayer& layer = weights_.stem[stage.index];
+      return y * 9 * layer.in_channels * layer.out_channels;
+    }
+    case Stage::first: {
+      const DscBlock& block = weights_.blocks[stage.index];
+      return x * block.in_channels * (9 + block.out_channels);
+    }
+    case Stage::second: {
+      const DscBlock& block = weights_.blocks[stage.index];
+      return hidden * block.out_channels * (9 + block.out_channels) + y * block.in_channels * block.out_channels;
+    }
+    default:
+      return 0;
   }
-  for (const DscBlock& block : weights_.blocks) {
-    dsc_block_.run(block, map, height, width, next, scratch);
-    std::swap(map, next);
-    height = (height + 1) / 2;
-    width = (width + 1) / 2;
+}
+
+int64_t Engine::group_bytes(int64_t clips, int threads) const {
+  int64_t scratch = 0;
+  for (const EncoderLayer& layer : weights_.encoder) {
+    scratch = std::max(scratch, temporal_attention_scratch(encoder_, layer, clips, network_.tokens(), threads));
   }
-  cs_attention_.run(weights_.attention, map, height, width, scratch);
-  temporal_attention_.to_tokens(map, height, width, network_.blocks.back(), tokens);
+  const int64_t token = round_up(network_.token_width(), encoder_.lanes) * static_cast<int64_t>(sizeof(float));
+  return round_up(clips * network_.tokens() * token, kCacheLine) + scratch;
+}
+
+int64_t Engine::workspace_bytes(int64_t clips, int threads) const {
+  return threads * (maps_bytes_ + scratch_bytes_) + group_bytes(clips, threads) + kSlack;
+}
+
+void Engine::run_stage(const Stage& stage, const float* clip, char* maps, char* scratch, int64_t row, int64_t row_end,
+                       Observer* observer) const {
+  const Map x = placed(stage.x, maps), hidden = placed(stage.hidden, maps), y = placed(stage.y, maps);
+  const Profile::Scope scope(profile_, static_cast<size_t>(&stage - stages_.data()),
+                             static_cast<double>(row_end - row) / static_cast<double>(stage.rows));
+  const auto seen = [&](const char* part, int64_t channels, int64_t stride) {
+    return observer == nullptr ? Ranges{} : observer->ranges(cat("dsc_block.", stage.index, part), channels, stride);
+  };
+  switch (stage.kind) {
+    case Stage::load:
+      return conv_stem_.load(clip, network_.in_channels, y, row, row_end);
+    case Stage::stem: {
+      const ConvLayer& layer = weights_.stem[stage.index];
+      conv_stem_.run(layer, &x, nullptr, &y, row, row_end, 0, gemm_panels(layer.out_channels, encoder_.lanes));
+      if (observer != nullptr) observer->map(cat("conv_stem.", stage.index), y, layer.out_channels);
+      return;
+    }
+    case Stage::first: {
+      const DscBlock& block = weights_.blocks[stage.index];
+      dsc_block_.first(block, x, hidden, row, row_end, scratch, seen(".depthwise1", block.in_channels, x.stride));
+      if (observer != nullptr) observer->map(cat("dsc_block.", stage.index, ".hidden"), hidden, block.out_channels);
+      return;
+    }
+    case Stage::second: {
+      const DscBlock& block = weights_.blocks[stage.index];
+      dsc_block_.second(block, x, hidden, y, row, row_end, scratch,
+                        seen(".depthwise2", block.out_channels, hidden.stride));
+      if (observer != nullptr && block.relu) observer->map(cat("dsc_block.", stage.index), y, block.out_channels);
+      return;
+    }
+    case Stage::attention:
+      return cs_attention_.run(weights_.attention, reinterpret_cast<float*>(x.data), x.height, x.width,
+                               reinterpret_cast<float*>(scratch));
+  }
+}
+
+void Engine::convolve(const float* clips, const int64_t* which, int64_t count, float* tokens, char* workspace,
+                      Executor& executor, Observer* observer) const {
+  const int threads = executor.threads();
+  const int64_t clip_tokens = network_.tokens() * round_up(network_.token_width(), encoder_.lanes);
+  char* scratch = workspace + threads * maps_bytes_;
+  const Map& result = stages_.back().y;
+  const auto clip = [&](int64_t i) { return clips + which[i] * network_.clip_floats(); };
+  const auto finish = [&](int64_t i, char* maps) {
+    encoder_.attention.to_tokens(reinterpret_cast<const float*>(placed(result, maps).data), result.height, result.width,
+                                 network_.blocks.back(), tokens + i * clip_tokens);
+  };
+  // As many clips as keep every worker equally busy go through all stages on one worker each; what is left over is
+  // shared, row by row, with a barrier after each stage.
+  const int64_t whole = count / threads * threads;
+  executor.parallel_for(whole, 1, [&](int64_t begin, int64_t end, int worker) {
+    char* maps = workspace + worker * maps_bytes_;
+    for (int64_t i = begin; i < end; ++i) {
+      for (const Stage& stage : stages_) {
+        run_stage(stage, clip(i), maps, scratch + worker * scratch_bytes_, 0, stage.rows, observer);
+      }
+      finish(i, maps);
+    }
+  });
+  const int64_t rest = count - whole;
+  if (rest == 0) return;
+  for (const Stage& stage : stages_) {
+    const int64_t rows = rest * stage.rows;
+    executor.parallel_for(rows, (rows + threads - 1) / threads, [&](int64_t begin, int64_t end, int worker) {
+      while (begin < end) {
+        const int64_t i = begin / stage.rows, row = begin % stage.rows;
+        const int64_t row_end = std::min(stage.rows, row + end - begin);
+        run_stage(stage, clip(whole + i), workspace + i * maps_bytes_, scratch + worker * scratch_bytes_, row, row_end);
+        begin += row_end - row;
+      }
+    });
+  }
+  for (int64_t i = 0; i < rest; ++i) finish(whole + i, workspace + i * maps_bytes_);
 }
 
 void Engine::run_group(const float* clips, const int64_t* which, int64_t count, float* features, float* logits,
-                       float* workspace, Executor& executor) const {
-  const int64_t tokens = network_.tokens();
-  const int64_t clip_tokens = tokens * round_up(network_.token_width(), conv_stem_.lanes);
-  float* group = workspace + executor.threads() * worker_floats();
-  float* scratch = group + round_up(count * clip_tokens, 16);
-
-  executor.parallel_for(count, 1, [&](int64_t begin, int64_t end, int worker) {
-    for (int64_t i = begin; i < end; ++i) {
-      convolve(clips + which[i] * network_.clip_floats(), group + i * clip_tokens,
-               workspace + worker * worker_floats());
-    }
-  });
-  for (const EncoderLayer& layer : weights_.encoder) {
-    temporal_attention(temporal_attention_, layer, group, count, tokens, scratch, executor);
+                       char* workspace, Executor& executor, Observer* observer) const {
+  const int64_t tokens = network_.tokens(), token = round_up(network_.token_width(), encoder_.lanes);
+  const int threads = executor.threads();
+  float* group = reinterpret_cast<float*>(workspace + threads * (maps_bytes_ + scratch_bytes_));
+  char* scratch = reinterpret_cast<char*>(group) +
+                  round_up(count * tokens * token * static_cast<int64_t>(sizeof(float)), kCacheLine);
+  convolve(clips, which, count, group, workspace, executor, observer);
+  for (size_t i = 0; i < weights_.encoder.size(); ++i) {
+    const Profile::Scope scope(profile_, stages_.size() + i, static_cast<double>(count), threads);
+    if (observer != nullptr) observer->enter(cat("temporal_attention.", i));
+    temporal_attention(encoder_, weights_.encoder[i], group, count, tokens, scratch, executor, observer);
   }
+  const Profile::Scope scope(profile_, stages_.size() + weights_.encoder.size(), static_cast<double>(count));
   for (int64_t i = 0; i < count; ++i) {
-    emotion_head_.classify(weights_.head, group + i * clip_tokens, tokens, features + which[i] * network_.features(),
-                           logits + which[i] * network_.classes, workspace + 2 * map_floats_);
+    emotion_head_.classify(weights_.head, group + i * tokens * token, tokens, features + which[i] * network_.features(),
+                           logits + which[i] * network_.classes,
+                           reinterpret_cast<float*>(workspace + threads * maps_bytes_));
   }
 }
 
@@ -168,17 +394,22 @@ void Engine::forward(const float* clips, const bool* valid, int64_t batch, int64
   const int64_t total = batch * clips_per_utterance;
   std::vector<int64_t> heard;
   for (int64_t i = 0; i < total; ++i) {
-    if (!all_zero(clips + i * network_.clip_floats(), network_.clip_floats())) {
+    const Content content(clips + i * network_.clip_floats(), network_.clip_floats());
+    float* feature = features + i * network_.features();
+    float* own = logits + i * network_.classes;
+    if (content.zero) {
+      std::copy(zero_feature_.begin(), zero_feature_.end(), feature);
+      std::copy(zero_logits_.begin(), zero_logits_.end(), own);
+    } else if (!content.finite && precision_ != Precision::float32) {
+      std::fill_n(feature, network_.features(), std::numeric_limits<float>::quiet_NaN());
+      std::fill_n(own, network_.classes, std::numeric_limits<float>::quiet_NaN());
+    } else {
       heard.push_back(i);
-      continue;
     }
-    std::copy(zero_feature_.begin(), zero_feature_.end(), features + i * network_.features());
-    std::copy(zero_logits_.begin(), zero_logits_.end(), logits + i * network_.classes);
   }
   if (!heard.empty()) {
     const int64_t count = heard.size(), largest = std::min(count, kGroup);
-    const int threads = executor.threads();
-    const Lease lease(*this, threads * worker_floats() + group_floats(largest, threads));
+    const Lease lease(*this, workspace_bytes(largest, executor.threads()));
     for (int64_t i = 0; i < count; i += kGroup) {
       run_group(clips, heard.data() + i, std::min(kGroup, count - i), features, logits, lease.data(), executor);
     }
@@ -188,6 +419,97 @@ void Engine::forward(const float* clips, const bool* valid, int64_t batch, int64
     average_clips(logits + first * network_.classes, valid == nullptr ? nullptr : valid + first, clips_per_utterance,
                   network_.classes, probabilities + i * network_.classes);
   }
+}
+
+std::vector<std::string> Engine::stems() const {
+  std::vector<std::string> names = {"conv_stem"};
+  for (size_t i = 0; i < weights_.blocks.size(); ++i) names.push_back(cat("dsc_block.", i));
+  names.push_back("cs_attention");
+  for (size_t i = 0; i < weights_.encoder.size(); ++i) names.push_back(cat("temporal_attention.", i));
+  return names;
+}
+
+Intermediate Engine::intermediate(const float* clips, int64_t count, const std::string& stem) const {
+  const std::vector<std::string> names = stems();
+  const auto found = std::find(names.begin(), names.end(), stem);
+  if (found == names.end()) {
+    std::string known;
+    for (const std::string& name : names) known += (known.empty() ? "" : ", ") + name;
+    fail(ErrorKind::config, "Engine: stop_after: expected one of ", known, ", got '", stem, "'");
+  }
+  Intermediate out;
+  SerialExecutor executor;
+  const Lease lease(*this, workspace_bytes(1, 1));
+  char* maps = lease.data();
+  char* scratch = maps + maps_bytes_;
+  const bool tokens_wanted = stem.rfind("temporal_attention", 0) == 0;
+  // The last stage to run, and the value's quantisation.
+  const Stage* last = &stages_.back();
+  std::string value;
+  if (!tokens_wanted && stem != "cs_attention") {
+    const int64_t blocks = found - names.begin();  // that run
+    last = &stages_[weights_.stem.size() + 2 * blocks];
+    value = blocks == 0 ? cat("conv_stem.", weights_.stem.size() - 1) : stem;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const float* clip = clips + i * network_.clip_floats();
+    if (tokens_wanted) {
+      float* group = reinterpret_cast<float*>(scratch + scratch_bytes_);
+      const int64_t tokens = network_.tokens(), rows = network_.rows(), channels = network_.blocks.back();
+      const int64_t token = round_up(network_.token_width(), encoder_.lanes);
+      const int64_t first = 0;
+      convolve(clip, &first, 1, group, lease.data(), executor, nullptr);
+      char* rest = reinterpret_cast<char*>(group) + round_up(tokens * token * 4, kCacheLine);
+      for (auto layer = weights_.encoder.begin();
+           layer <= weights_.encoder.begin() + (found - names.begin() - weights_.blocks.size() - 2); ++layer) {
+        temporal_attention(encoder_, *layer, group, 1, tokens, rest, executor);
+      }
+      out.shape = {tokens, network_.token_width()};
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t j = 0; j < network_.token_width(); ++j) {
+          out.values.push_back(group[t * token + j % rows * channels + j / rows]);
+        }
+      }
+      continue;
+    }
+    for (const Stage* stage = stages_.data(); stage <= last; ++stage) {
+      run_stage(*stage, clip, maps, scratch, 0, stage->rows);
+    }
+    const Map map = placed(last->y, maps);
+    const bool steps = map.precision == Precision::int8;
+    const int64_t channels = stem == "cs_attention" ? network_.blocks.back()
+                             : stem == "conv_stem"  ? network_.stem.back()
+                                                    : network_.blocks[last->index];
+    out.shape = {channels, map.height, map.width};
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t y = 0; y < map.height; ++y) {
+        for (int64_t x = 0; x < map.width; ++x) {
+          out.values.push_back(as_float(map.precision, map.at(y, x) + c * element_bytes(map.precision),
+                                        steps ? &weights_.quantisations.at(value) : nullptr, c));
+        }
+      }
+    }
+  }
+  out.shape.insert(out.shape.begin(), count);
+  return out;
+}
+
+Calibration Engine::calibrate(const float* clips, int64_t count) const {
+  AVSER_CHECK(precision_ == Precision::float32, config,
+              "Engine.calibrate: expected an engine of precision float32, got ", precision_name(precision_));
+  AVSER_CHECK(count > 0, input, "Engine.calibrate: clips: expected at least 1, got 0");
+  Observer observer;
+  SerialExecutor executor;
+  const Lease lease(*this, workspace_bytes(1, 1));
+  std::vector<float> feature(network_.features()), logits(network_.classes);
+  const int64_t first = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const float* clip = clips + i * network_.clip_floats();
+    AVSER_CHECK(Content(clip, network_.clip_floats()).finite, input, "Engine.calibrate: clips[", i,
+                "]: expected finite values, got NaN or infinity");
+    run_group(clip, &first, 1, feature.data(), logits.data(), lease.data(), executor, &observer);
+  }
+  return observer.result();
 }
 
 }  // namespace avser

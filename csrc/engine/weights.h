@@ -1,4 +1,4 @@
-// A model's tensors, checked, folded and packed for the kernels of one instruction set.
+// A model's tensors, checked, folded, quantised and packed for the kernels of one instruction set.
 #pragma once
 
 #include <map>
@@ -21,19 +21,28 @@ struct TensorView {
   std::vector<int64_t> shape;
 };
 
-// By the names of the state dict of avser_fast.nn.MDSCM.
+// By the names of the state dict of avser_fast.nn.MDSCM; or ranges, (2, channels) lowest and highest, by the names of
+// the values that int8 rounds.
 using Tensors = std::map<std::string, TensorView>;
+
+// How a range becomes steps 0..255: a value is (number - zero) * size.  One pair per channel.
+struct Quantisation {
+  std::vector<double> size;
+  std::vector<double> zero;
+};
 
 struct Weights {
   // Throws a model error that names the tensor when one is missing, left over or misshaped.  Nothing of `tensors` is
-  // kept.
-  Weights(const Network& network, const Tensors& tensors, int64_t lanes);
+  // kept.  int8 takes its ranges from `calibration`.
+  Weights(const Network& network, const Tensors& tensors, Precision precision, const Tensors& calibration,
+          int64_t lanes);
 
-  std::vector<ConvStemLayer> stem;
+  std::vector<ConvLayer> stem;
   std::vector<DscBlock> blocks;
   CsAttention attention{};
   std::vector<EncoderLayer> encoder;
   EmotionHead head{};
+  std::map<std::string, Quantisation> quantisations;  // int8
 
  private:
   std::vector<Buffer> memory_;

@@ -1,92 +1,71 @@
-#include <cstring>
-
-#include "engine/gemm.h"
+#include "common/operands.h"
+#include "common/vector_math.h"
 #include "ops/conv_stem/conv_stem.h"
+#include "ops/gemm/row_batch.h"
 
 namespace avser::AVSER_ISA_NAMESPACE {
 namespace {
 
-// Output positions whose windows are gathered together: several register tiles, so that a panel of weights is reused.
-constexpr int64_t kPositions = 4 * kGemmRows;
-
-int64_t rows_at_once(int64_t out_width) { return out_width >= kPositions ? 1 : kPositions / out_width; }
-
-// Copies the 3x3 windows of one output row, (channel, ky, kx) each, from a planar input.
-void gather_planar(const float* x, int64_t channels, int64_t height, int64_t width, int64_t row, float* out) {
-  const int64_t out_width = (width + 1) / 2;
-  const int64_t window = 9 * channels;
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t ky = 0; ky < 3; ++ky) {
-      const int64_t y = 2 * row + ky - 1;
-      float* to = out + c * 9 + ky * 3;
-      if (y < 0 || y >= height) {
-        for (int64_t i = 0; i < out_width; ++i) to[i * window] = to[i * window + 1] = to[i * window + 2] = 0.0f;
-        continue;
-      }
-      const float* from = x + (c * height + y) * width;
-      to[0] = 0.0f;
-      to[1] = from[0];
-      to[2] = width > 1 ? from[1] : 0.0f;
-      const int64_t inner = width / 2;  // windows whose right column is inside
-      for (int64_t i = 1; i < inner; ++i) std::memcpy(to + i * window, from + 2 * i - 1, 3 * sizeof(float));
-      if (out_width > inner && out_width > 1) {
-        const int64_t i = out_width - 1;
-        to[i * window] = from[2 * i - 1];
-        to[i * window + 1] = from[2 * i];
-        to[i * window + 2] = 0.0f;
-      }
-    }
-  }
-}
-
-// The same, (ky, kx, channel) each, from a channels-last input.
-void gather_channels_last(const float* x, int64_t channels, int64_t height, int64_t width, int64_t row, float* out) {
-  const int64_t out_width = (width + 1) / 2;
-  const int64_t stride = round_up(channels, kFloatLanes);
-  for (int64_t i = 0; i < out_width; ++i) {
-    for (int64_t ky = 0; ky < 3; ++ky) {
-      const int64_t y = 2 * row + ky - 1;
-      for (int64_t kx = 0; kx < 3; ++kx, out += channels) {
-        const int64_t column = 2 * i + kx - 1;
-        if (y < 0 || y >= height || column < 0 || column >= width) {
-          std::memset(out, 0, channels * sizeof(float));
-        } else {
-          std::memcpy(out, x + (y * width + column) * stride, channels * sizeof(float));
-        }
-      }
-    }
-  }
-}
-
-int64_t scratch_floats(const ConvStemLayer& layer, int64_t height, int64_t width) {
-  (void)height;
-  const int64_t out_width = (width + 1) / 2;
-  return rows_at_once(out_width) * out_width * 9 * layer.in_channels;
-}
-
-void run(const ConvStemLayer& layer, const float* x, int64_t height, int64_t width, float* y, float* scratch) {
-  const int64_t out_height = (height + 1) / 2, out_width = (width + 1) / 2;
-  const int64_t window = layer.weights.k;
-  const int64_t stride = round_up(layer.out_channels, kFloatLanes);
-  const int64_t step = rows_at_once(out_width);
-  for (int64_t row = 0; row < out_height; row += step) {
-    const int64_t rows = row + step <= out_height ? step : out_height - row;
-    for (int64_t r = 0; r < rows; ++r) {
-      float* windows = scratch + r * out_width * window;
-      if (layer.planar) {
-        gather_planar(x, layer.in_channels, height, width, row + r, windows);
+void load_clip(const float* clip, int64_t channels, const Map& map, int64_t row, int64_t row_end) {
+  clear_border(map, row, row_end);
+  for (int64_t y = row; y < row_end; ++y) {
+    float* to = reinterpret_cast<float*>(map.at(y, 0));
+    for (int64_t c = 0; c < channels; ++c) {
+      const float* from = clip + (c * map.height + y) * map.width;
+      if (map.stride == 1) {
+        std::memcpy(to, from, map.width * sizeof(float));
       } else {
-        gather_channels_last(x, layer.in_channels, height, width, row + r, windows);
+        for (int64_t x = 0; x < map.width; ++x) to[x * map.stride + c] = from[x];
       }
     }
-    gemm(layer.weights, scratch, window, rows * out_width, {y + row * out_width * stride, stride, true});
   }
+}
+
+void run(const ConvLayer& layer, const Map* x, const Map* add, const Map* y, int64_t row, int64_t row_end,
+         int64_t panel, int64_t panel_end) {
+  const int64_t height = y->height, width = y->width, pad = layer.kernel / 2;
+  const GemmWindow window{layer.kernel, layer.kernel * x->position_bytes() / 4, x->row_bytes() / 4};
+  const Precision added = add == nullptr ? Precision::float32 : add->precision;
+  RowBatch batch(layer.weights, window, {y->precision, layer.relu, added}, panel, panel_end);
+  for (int64_t i = row; i < row_end; ++i) {
+    const int64_t map = i / height, r = i % height;
+    if (y[map].border > 0 && panel == 0) clear_border(y[map], r, r + 1);
+    for (int64_t j = 0; j < width; ++j) {
+      batch.push(x[map].at(layer.stride * r - pad, layer.stride * j - pad), y[map].at(r, j),
+                 add == nullptr ? nullptr : add[map].at(r, j));
+    }
+  }
+  batch.flush();
+}
+
+template <class Element>
+void pool(const Map* x, const Map* y, int64_t row, int64_t row_end) {
+  const int64_t height = y->height, stride = x->stride;
+  for (int64_t i = row; i < row_end; ++i) {
+    const int64_t map = i / height, r = i % height;
+    clear_border(y[map], r, r + 1);
+    for (int64_t j = 0; j < y->width; ++j) {
+      Element* to = reinterpret_cast<Element*>(y[map].at(r, j));
+      for (int64_t c = 0; c < stride; c += kLanes) {
+        vfloat most{};  // the border's zeros are no larger than any value
+        for (int64_t ky = -1; ky <= 1; ++ky) {
+          const Element* from = reinterpret_cast<const Element*>(x[map].at(2 * r + ky, 2 * j - 1)) + c;
+          for (int64_t kx = 0; kx < 3; ++kx) most = max_or_nan(most, load_operand(from + kx * stride));
+        }
+        store_operand(to + c, most);
+      }
+    }
+  }
+}
+
+void pool_any(const Map* x, const Map* y, int64_t row, int64_t row_end) {
+  x->precision == Precision::bf16 ? pool<uint16_t>(x, y, row, row_end) : pool<float>(x, y, row, row_end);
 }
 
 }  // namespace
 
 const ConvStemKernels& conv_stem_kernels() {
-  static const ConvStemKernels kernels{kFloatLanes, &scratch_floats, &run};
+  static constexpr ConvStemKernels kernels{&load_clip, &run, &pool_any};
   return kernels;
 }
 

@@ -1,8 +1,7 @@
 // Spatial attention, then channel attention, for one clip; either may be left out.
 #pragma once
 
-#include "common/isa.h"
-#include "engine/layout.h"
+#include "ops/gemm/gemm.h"
 
 namespace avser {
 
@@ -17,10 +16,9 @@ struct CsAttention {
 };
 
 struct CsAttentionKernels {
-  int64_t lanes;
   // Floats of scratch that `run` needs for a map of this size.
   int64_t (*scratch)(const CsAttention& attention, int64_t height, int64_t width);
-  // x: channels-last map, scaled in place.
+  // x: channels-last map without border, scaled in place.
   void (*run)(const CsAttention& attention, float* x, int64_t height, int64_t width, float* scratch);
 };
 AVSER_DECLARE_PER_ISA(CsAttentionKernels, cs_attention_kernels);

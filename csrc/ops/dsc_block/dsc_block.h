@@ -1,28 +1,49 @@
 // Residual block of two depthwise-separable convolutions, batch norms folded, for one clip.
+//
+// A band of rows goes through depthwise and pointwise convolution, max-pool and shortcut while it is in cache; only the
+// output of the first half is kept whole.
 #pragma once
 
-#include "common/isa.h"
-#include "engine/layout.h"
+#include "ops/gemm/gemm.h"
 
 namespace avser {
 
+// Taps of a 3x3 depthwise convolution, (9, channels rounded up to lanes), (ky, kx) first, padding zero.  In int8 the
+// taps turn steps of the input into steps of the output, to which `zero`, the step that stands for 0, is added.
+struct Depthwise {
+  const float* taps;
+  const float* zero;  // int8: (channels rounded up to lanes)
+};
+
 struct DscBlock {
+  Precision precision;
   int64_t in_channels;
   int64_t out_channels;
-  bool relu_first;          // rectify the input of both paths
-  const float* depthwise1;  // (9, in_channels rounded up to lanes), tap (ky, kx) first; padding is zero
-  const float* depthwise2;  // (9, out_channels rounded up to lanes)
-  GemmWeights pointwise1;   // with batch norm
-  GemmWeights pointwise2;   // with batch norm
-  GemmWeights shortcut;     // with batch norm
+  bool relu;  // rectify the output: the next block starts with a ReLU that its shortcut sees, too
+  Depthwise depthwise1;
+  Depthwise depthwise2;
+  GemmWeights pointwise1;  // with batch norm
+  GemmWeights pointwise2;
+  GemmWeights shortcut;
+  const float* pool_scale;  // what the pooled maxima are multiplied with, (out_channels rounded up), or null
+};
+
+// Smallest and largest value of every channel, updated by whoever sees values; for calibration.
+struct Ranges {
+  float* low = nullptr;
+  float* high = nullptr;
 };
 
 struct DscBlockKernels {
-  int64_t lanes;
-  // Floats of scratch that `run` needs for an input of this size.
-  int64_t (*scratch)(const DscBlock& block, int64_t height, int64_t width);
-  // x: height x width, rectified in place when relu_first; y: half the size (rounded up).
-  void (*run)(const DscBlock& block, float* x, int64_t height, int64_t width, float* y, float* scratch);
+  // Bytes of scratch that a call needs for maps of this width.
+  int64_t (*scratch)(const DscBlock& block, int64_t width);
+  // Rows [row, row_end) of relu(pointwise1(depthwise1(x))); x is rectified and of the block's precision.  `seen`, when
+  // it has arrays, receives the ranges of the depthwise outputs (float32 only).
+  void (*first)(const DscBlock& block, const Map& x, const Map& hidden, int64_t row, int64_t row_end, char* scratch,
+                const Ranges& seen);
+  // Rows [row, row_end) of pool(pointwise2(depthwise2(hidden))) + shortcut(x), half the size (rounded up).
+  void (*second)(const DscBlock& block, const Map& x, const Map& hidden, const Map& y, int64_t row, int64_t row_end,
+                 char* scratch, const Ranges& seen);
 };
 AVSER_DECLARE_PER_ISA(DscBlockKernels, dsc_block_kernels);
 

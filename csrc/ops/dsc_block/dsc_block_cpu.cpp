@@ -1,64 +1,64 @@
-#include <cstring>
-
-#include "engine/gemm.h"
-#include "engine/vector_math.h"
+#include "common/operands.h"
+#include "common/vector_math.h"
 #include "ops/dsc_block/dsc_block.h"
+#include "ops/gemm/row_batch.h"
 
 namespace avser::AVSER_ISA_NAMESPACE {
 namespace {
 
 // Positions that go from the depthwise to the pointwise convolution at once: enough register tiles to use a panel of
 // weights more than once, few enough to stay close.
-constexpr int64_t kPositions = 5 * kGemmRows;
+constexpr int64_t kPositions = 140;
 
-// Rows of a band: even, because the second band is pooled in pairs of rows.
-int64_t band_rows(int64_t width) {
-  const int64_t rows = kPositions / width;
-  return rows < 2 ? 2 : rows / 2 * 2;
+// Rows of nearly equal bands of at most kPositions (but at least `least` rows).
+int64_t band_rows(int64_t rows, int64_t width, int64_t least) {
+  const int64_t most = kPositions / width > least ? kPositions / width : least;
+  const int64_t bands = (rows + most - 1) / most;
+  return (rows + bands - 1) / bands;
 }
 
-// How the scratch of a block is cut; every part starts on a vector.
+// How the scratch of a call is cut; every part starts on a cache line.
 struct Scratch {
-  int64_t hidden;     // height x width x out: the output of the first half
-  int64_t depthwise;  // a band of depthwise outputs, and the shortcut's gathered input
-  int64_t rows;       // a band of outputs of the second half, and the row above it
-  int64_t zeros;      // a row of zeros, the padding above and below
-  int64_t floats;
+  int64_t depthwise;  // a band of depthwise outputs
+  int64_t body;       // a band of outputs of the second half, and the row above it, as floats
+  int64_t pooled;     // their maxima
+  int64_t bytes;
 
-  Scratch(const DscBlock& block, int64_t height, int64_t width) {
-    const int64_t in = round_up(block.in_channels, kFloatLanes), out = round_up(block.out_channels, kFloatLanes);
-    const int64_t widest = in > out ? in : out;
-    const int64_t band = band_rows(width);
-    hidden = 0;
-    depthwise = hidden + height * width * out;
-    rows = depthwise + band * width * widest;
-    zeros = rows + (band + 1) * width * out;
-    floats = zeros + width * widest;
+  Scratch(const DscBlock& block, int64_t width) {
+    const int64_t in = round_up(block.in_channels, kLanes), out = round_up(block.out_channels, kLanes);
+    const int64_t rows = kPositions / width > 2 ? kPositions / width : 2;
+    const int64_t positions = (rows + 1) * width;
+    depthwise = 0;
+    body = depthwise + round_up(positions * (in > out ? in : out) * element_bytes(block.precision), 64);
+    pooled = body + round_up(positions * out * static_cast<int64_t>(sizeof(float)), 64);
+    bytes = pooled + round_up(positions * out * static_cast<int64_t>(sizeof(float)), 64);
   }
 };
 
-// Rows [row, row_end) of a 3x3 depthwise convolution of padding 1.
-void depthwise(const float* x, int64_t height, int64_t width, int64_t stride, const float* weight, const float* zeros,
-               int64_t row, int64_t row_end, float* y) {
-  for (int64_t c = 0; c < stride; c += kFloatLanes) {
+int64_t scratch_bytes(const DscBlock& block, int64_t width) { return Scratch(block, width).bytes; }
+
+// Rows [row, row_end) of a 3x3 depthwise convolution, positions side by side.
+template <class T>
+void depthwise(const Map& x, const Depthwise& weights, int64_t row, int64_t row_end, typename T::Element* y) {
+  using Element = typename T::Element;
+  const int64_t stride = x.stride, width = x.width;
+  for (int64_t c = 0; c < stride; c += kLanes) {
     vfloat w[9];
 #pragma GCC unroll 9
-    for (int tap = 0; tap < 9; ++tap) w[tap] = load(weight + tap * stride + c);
-    float* to = y + c;
+    for (int tap = 0; tap < 9; ++tap) w[tap] = load(weights.taps + tap * stride + c);
+    const vfloat zero = weights.zero == nullptr ? vfloat{} : load(weights.zero + c);
+    Element* to = y + c;
     for (int64_t i = row; i < row_end; ++i) {
-      const float* middle = x + i * width * stride + c;
-      const float* top = i > 0 ? middle - width * stride : zeros + c;
-      const float* bottom = i + 1 < height ? middle + width * stride : zeros + c;
-      vfloat top0{}, middle0{}, bottom0{};
-      vfloat top1 = load(top), middle1 = load(middle), bottom1 = load(bottom);
+      const Element* top = reinterpret_cast<const Element*>(x.at(i - 1, -1)) + c;
+      const Element* middle = reinterpret_cast<const Element*>(x.at(i, -1)) + c;
+      const Element* bottom = reinterpret_cast<const Element*>(x.at(i + 1, -1)) + c;
+      vfloat top0 = load_operand(top), middle0 = load_operand(middle), bottom0 = load_operand(bottom);
+      vfloat top1 = load_operand(top += stride), middle1 = load_operand(middle += stride);
+      vfloat bottom1 = load_operand(bottom += stride);
       for (int64_t j = 0; j < width; ++j) {
-        vfloat top2{}, middle2{}, bottom2{};
-        if (j + 1 < width) {
-          top2 = load(top += stride);
-          middle2 = load(middle += stride);
-          bottom2 = load(bottom += stride);
-        }
-        vfloat sum = top0 * w[0];
+        const vfloat top2 = load_operand(top += stride), middle2 = load_operand(middle += stride);
+        const vfloat bottom2 = load_operand(bottom += stride);
+        vfloat sum = T::kPrecision == Precision::int8 ? fma(top0, w[0], zero) : top0 * w[0];
         sum = fma(top1, w[1], sum);
         sum = fma(top2, w[2], sum);
         sum = fma(middle0, w[3], sum);
@@ -67,7 +67,7 @@ void depthwise(const float* x, int64_t height, int64_t width, int64_t stride, co
         sum = fma(bottom0, w[6], sum);
         sum = fma(bottom1, w[7], sum);
         sum = fma(bottom2, w[8], sum);
-        store(to, sum);
+        store_operand(to, sum);
         to += stride;
         top0 = top1, middle0 = middle1, bottom0 = bottom1;
         top1 = top2, middle1 = middle2, bottom1 = bottom2;
@@ -76,75 +76,138 @@ void depthwise(const float* x, int64_t height, int64_t width, int64_t stride, co
   }
 }
 
-// 3x3 max-pool of stride 2 and padding 1 over the rows of `x` that exist (1 to 3): one output row.
-void pool_row(const float* const* x, int rows, int64_t width, int64_t stride, float* y) {
-  for (int64_t c = 0; c < stride; c += kFloatLanes) {
-    for (int64_t j = 0; j < (width + 1) / 2; ++j) {
-      const int64_t begin = j > 0 ? 2 * j - 1 : 0;
-      const int64_t end = 2 * j + 2 < width ? 2 * j + 2 : width;
-      vfloat most = load(x[0] + begin * stride + c);
-      for (int r = 0; r < rows; ++r) {
-        for (int64_t i = begin; i < end; ++i) most = max_or_nan(most, load(x[r] + i * stride + c));
-      }
-      store(y + j * stride + c, most);
+void see(const float* x, int64_t positions, int64_t stride, const Ranges& seen) {
+  for (int64_t i = 0; i < positions; ++i, x += stride) {
+    for (int64_t c = 0; c < stride; c += kLanes) {
+      store(seen.low + c, min(load(seen.low + c), load(x + c)));
+      store(seen.high + c, max(load(seen.high + c), load(x + c)));
     }
   }
 }
 
-int64_t scratch_floats(const DscBlock& block, int64_t height, int64_t width) {
-  return Scratch(block, height, width).floats;
+template <class T>
+void first(const DscBlock& block, const Map& x, const Map& hidden, int64_t row, int64_t row_end, char* scratch,
+           const Ranges& seen) {
+  using Element = typename T::Element;
+  Element* band = reinterpret_cast<Element*>(scratch + Scratch(block, x.width).depthwise);
+  const GemmWeights& weights = block.pointwise1;
+  const GemmOutput output{T::kPrecision, true};
+  const int64_t panels = gemm_panels(weights.n, kLanes);
+  const int64_t step = band_rows(row_end - row, x.width, 1);
+  clear_border(hidden, row, row_end);
+  for (int64_t begin = row; begin < row_end; begin += step) {
+    const int64_t end = begin + step < row_end ? begin + step : row_end;
+    depthwise<T>(x, block.depthwise1, begin, end, band);
+    if constexpr (T::kPrecision == Precision::float32) {
+      if (seen.low != nullptr) see(band, (end - begin) * x.width, x.stride, seen);
+    }
+    RowBatch batch(weights, one_segment(weights), output, 0, panels);
+    const Element* from = band;
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = 0; j < x.width; ++j, from += x.stride) batch.push(from, hidden.at(i, j), nullptr);
+    }
+    batch.flush();
+  }
 }
 
-void run(const DscBlock& block, float* x, int64_t height, int64_t width, float* y, float* scratch) {
-  const Scratch at(block, height, width);
-  float* hidden = scratch + at.hidden;
-  float* band = scratch + at.depthwise;
-  float* zeros = scratch + at.zeros;
-  const int64_t in = round_up(block.in_channels, kFloatLanes), out = round_up(block.out_channels, kFloatLanes);
-  const int64_t out_width = (width + 1) / 2;
-  const int64_t step = band_rows(width);
-  std::memset(zeros, 0, (at.floats - at.zeros) * sizeof(float));
-
-  if (block.relu_first) {
-    for (int64_t i = 0; i < height * width * in; i += kFloatLanes) store(x + i, relu(load(x + i)));
+// 3x3 max-pool of stride 2 and padding 1 over the rows of `x` that exist (1 to 3): one output row.
+template <bool KeepNan>
+void pool_row(const float* const* x, int rows, int64_t width, int64_t stride, const float* scale, float* y) {
+  const auto larger = [](vfloat most, vfloat value) { return KeepNan ? max_or_nan(most, value) : max(most, value); };
+  for (int64_t c = 0; c < stride; c += kLanes) {
+    const auto column = [&](int64_t i) {
+      vfloat most = load(x[0] + i * stride + c);
+      for (int r = 1; r < rows; ++r) most = larger(most, load(x[r] + i * stride + c));
+      return most;
+    };
+    const vfloat factor = scale == nullptr ? vfloat{} : load(scale + c);
+    vfloat left{};
+    for (int64_t j = 0; j < (width + 1) / 2; ++j) {
+      vfloat most = column(2 * j);
+      if (j > 0) most = larger(left, most);
+      if (2 * j + 1 < width) {
+        left = column(2 * j + 1);
+        most = larger(most, left);
+      }
+      store(y + j * stride + c, scale == nullptr ? most : most * factor);
+    }
   }
-  for (int64_t row = 0; row < height; row += step) {
-    const int64_t rows = row + step < height ? step : height - row;
-    depthwise(x, height, width, in, block.depthwise1, zeros, row, row + rows, band);
-    gemm(block.pointwise1, band, in, rows * width, {hidden + row * width * out, out, true});
-  }
+}
 
-  // The second half is pooled band by band; an output row of the pool needs the row above its pair, which the band
-  // before computed last and which is kept in front.
-  float* above = scratch + at.rows;
-  float* body = above + width * out;
-  for (int64_t row = 0; row < height; row += step) {
-    const int64_t rows = row + step < height ? step : height - row;
-    depthwise(hidden, height, width, out, block.depthwise2, zeros, row, row + rows, band);
-    gemm(block.pointwise2, band, out, rows * width, {body, out});
+template <class T>
+void second(const DscBlock& block, const Map& x, const Map& hidden, const Map& y, int64_t row, int64_t row_end,
+            char* scratch, const Ranges& seen) {
+  using Element = typename T::Element;
+  const Scratch at(block, hidden.width);
+  Element* band = reinterpret_cast<Element*>(scratch + at.depthwise);
+  float* body = reinterpret_cast<float*>(scratch + at.body);
+  float* pooled = reinterpret_cast<float*>(scratch + at.pooled);
+  const int64_t height = hidden.height, width = hidden.width, stride = hidden.stride;
+  const int64_t pointwise_panels = gemm_panels(block.pointwise2.n, kLanes);
+  const int64_t shortcut_panels = gemm_panels(block.shortcut.n, kLanes);
+  const int64_t step = band_rows(2 * (row_end - row), width, 2) / 2;
+  clear_border(y, row, row_end);
+  for (int64_t begin = row; begin < row_end; begin += step) {
+    const int64_t end = begin + step < row_end ? begin + step : row_end;
+    // body holds the rows from `above` on; the first of them is there already after the first band.
+    const int64_t above = begin > 0 ? 2 * begin - 1 : 0;
+    const int64_t from = begin > row ? above + 1 : above;
+    const int64_t to = 2 * end < height ? 2 * end : height;
+    depthwise<T>(hidden, block.depthwise2, from, to, band);
+    if constexpr (T::kPrecision == Precision::float32) {
+      if (seen.low != nullptr) see(band, (to - from) * width, stride, seen);
+    }
+    RowBatch pointwise(block.pointwise2, one_segment(block.pointwise2), {Precision::float32}, 0, pointwise_panels);
+    float* out = body + (from - above) * width * stride;
+    for (int64_t i = 0; i < (to - from) * width; ++i) {
+      pointwise.push(band + i * stride, out + i * stride, nullptr);
+    }
+    pointwise.flush();
 
-    const int64_t pooled = row / 2, pooled_end = (row + rows + 1) / 2;
-    for (int64_t i = pooled; i < pooled_end; ++i) {
+    RowBatch shortcut(block.shortcut, one_segment(block.shortcut), {y.precision, block.relu}, 0, shortcut_panels);
+    for (int64_t i = begin; i < end; ++i) {
       const float* window[3];
       int count = 0;
       for (int64_t r = 2 * i - 1; r <= 2 * i + 1; ++r) {
-        if (r >= 0 && r < height) window[count++] = body + (r - row) * width * out;
+        if (r >= 0 && r < height) window[count++] = body + (r - above) * width * stride;
       }
-      pool_row(window, count, width, out, y + i * out_width * out);
-      const float* from = x + 2 * i * width * in;
-      float* to = band + (i - pooled) * out_width * in;
-      for (int64_t j = 0; j < out_width; ++j) std::memcpy(to + j * in, from + 2 * j * in, in * sizeof(float));
+      float* most = pooled + (i - begin) * y.width * stride;
+      pool_row<T::kPrecision == Precision::float32>(window, count, width, stride, block.pool_scale, most);
+      for (int64_t j = 0; j < y.width; ++j) shortcut.push(x.at(2 * i, 2 * j), y.at(i, j), most + j * stride);
     }
-    float* sum = y + pooled * out_width * out;
-    gemm(block.shortcut, band, in, (pooled_end - pooled) * out_width, {sum, out, false, sum, out});
-    std::memcpy(above, body + (rows - 1) * width * out, width * out * sizeof(float));
+    shortcut.flush();
+    if (end < row_end) std::memcpy(body, body + (2 * end - 1 - above) * width * stride, width * stride * sizeof(float));
+  }
+}
+
+void first_any(const DscBlock& block, const Map& x, const Map& hidden, int64_t row, int64_t row_end, char* scratch,
+               const Ranges& seen) {
+  switch (block.precision) {
+    case Precision::float32:
+      return first<Float32>(block, x, hidden, row, row_end, scratch, seen);
+    case Precision::bf16:
+      return first<Bf16>(block, x, hidden, row, row_end, scratch, seen);
+    case Precision::int8:
+      return first<Int8>(block, x, hidden, row, row_end, scratch, seen);
+  }
+}
+
+void second_any(const DscBlock& block, const Map& x, const Map& hidden, const Map& y, int64_t row, int64_t row_end,
+                char* scratch, const Ranges& seen) {
+  switch (block.precision) {
+    case Precision::float32:
+      return second<Float32>(block, x, hidden, y, row, row_end, scratch, seen);
+    case Precision::bf16:
+      return second<Bf16>(block, x, hidden, y, row, row_end, scratch, seen);
+    case Precision::int8:
+      return second<Int8>(block, x, hidden, y, row, row_end, scratch, seen);
   }
 }
 
 }  // namespace
 
 const DscBlockKernels& dsc_block_kernels() {
-  static const DscBlockKernels kernels{kFloatLanes, &scratch_floats, &run};
+  static constexpr DscBlockKernels kernels{&scratch_bytes, &first_any, &second_any};
   return kernels;
 }
 

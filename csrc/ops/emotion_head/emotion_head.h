@@ -1,22 +1,25 @@
 // From the tokens of a clip to its feature and logits, and from clips to the utterance.
 #pragma once
 
-#include "common/isa.h"
-#include "engine/layout.h"
+#include "ops/gemm/gemm.h"
 
 namespace avser {
 
 struct EmotionHead {
-  int64_t width;     // of a token
+  int64_t channels;  // a token holds the channels of each mel row in turn
+  int64_t rows;
   bool deviation;    // mean_std pooling: the feature is the means, then the standard deviations
-  GemmWeights head;  // features -> classes
+  GemmWeights head;  // features, in the order of tokens -> classes
+
+  int64_t width() const { return channels * rows; }
+  int64_t features() const { return deviation ? 2 * width() : width(); }
 };
 
 struct EmotionHeadKernels {
-  int64_t lanes;
   // Floats of scratch that `classify` needs.
   int64_t (*scratch)(const EmotionHead& head);
-  // One clip: `tokens` rows of width floats, rounded up to whole vectors, to a feature and its logits, neither padded.
+  // One clip: `tokens` rows of width floats, rounded up to whole vectors, to a feature, channel-major as
+  // published, and its logits, neither padded.
   void (*classify)(const EmotionHead& head, const float* x, int64_t tokens, float* feature, float* logits,
                    float* scratch);
 };

@@ -1,127 +1,194 @@
-#include <cstring>
-
-#include "engine/gemm.h"
-#include "engine/vector_math.h"
+#include "common/operands.h"
+#include "common/vector_math.h"
+#include "ops/gemm/row_batch.h"
 #include "ops/temporal_attention/temporal_attention.h"
 
 namespace avser::AVSER_ISA_NAMESPACE {
 namespace {
 
 constexpr float kNormEpsilon = 1e-5f;
+constexpr int64_t kPanel = 2 * kLanes;
+constexpr int64_t kFloat = sizeof(float);
 
 void to_tokens(const float* x, int64_t height, int64_t width, int64_t channels, float* tokens) {
-  const int64_t stride = round_up(channels, kFloatLanes);
-  const int64_t token = round_up(channels * width, kFloatLanes);
-  for (int64_t y = 0; y < height; ++y) {
-    for (int64_t column = 0; column < width; ++column) {
-      const float* from = x + (y * width + column) * stride;
-      float* to = tokens + y * token + column;
-      for (int64_t c = 0; c < channels; ++c) to[c * width] = from[c];
+  const int64_t stride = round_up(channels, kLanes), token = round_up(channels * width, kLanes);
+  for (int64_t y = 0; y < height; ++y, tokens += token) {
+    for (int64_t column = 0; column < width; ++column, x += stride) {
+      std::memcpy(tokens + column * channels, x, channels * sizeof(float));
+    }
+    std::memset(tokens + width * channels, 0, (token - width * channels) * sizeof(float));
+  }
+}
+
+void to_operands(Precision precision, const float* x, int64_t stride, int64_t rows, const Steps& steps, char* y) {
+  if (precision == Precision::bf16) {
+    uint16_t* to = reinterpret_cast<uint16_t*>(y);
+    for (int64_t i = 0; i < rows * stride; i += kLanes) store_operand(to + i, load(x + i));
+  } else {
+    uint8_t* to = reinterpret_cast<uint8_t*>(y);
+    for (int64_t row = 0; row < rows; ++row, x += stride, to += stride) {
+      for (int64_t i = 0; i < stride; i += kLanes) {
+        store_operand(to + i, fma(load(x + i), load(steps.scale + i), load(steps.zero + i)));
+      }
     }
   }
 }
 
-void linear(const GemmWeights& weights, int64_t panel, int64_t panel_end, const float* x, int64_t x_stride,
-            int64_t rows, bool relu, const float* add, float* y, int64_t y_stride) {
-  gemm(weights, panel, panel_end, x, x_stride, rows, {y, y_stride, relu, add, y_stride});
-}
-
-// Keys and values are packed like weights, so that both products of the attention are gemm(); their padding is left as
-// it is.
+// Keys and values are packed like weights, so that both products of the attention are those of gemm.h, in floats.
 struct Scratch {
-  int64_t size;  // of a head
-  int64_t keys, values, scores, mixed, floats;
-  int64_t score_stride, mixed_stride;
+  int64_t size;                        // of a head
+  int64_t score_stride, mixed_stride;  // floats
+  int64_t keys, values, scores, mixed, bytes;
+  bool direct;  // a head's columns are whole vectors, which may be written where they belong
 
   Scratch(const EncoderLayer& layer, int64_t tokens) {
     size = layer.width / layer.heads;
-    score_stride = round_up(tokens, kFloatLanes);
-    mixed_stride = round_up(size, kFloatLanes);
+    direct = size % kLanes == 0;
+    score_stride = round_up(tokens, kLanes);
+    mixed_stride = round_up(size, kLanes);
     keys = 0;
-    values = keys + size * score_stride;
-    scores = values + tokens * mixed_stride;
-    mixed = scores + tokens * score_stride;
-    floats = mixed + tokens * mixed_stride;
+    values = keys + size * score_stride * kFloat;
+    scores = values + tokens * mixed_stride * kFloat;
+    mixed = scores + tokens * score_stride * kFloat;
+    bytes = mixed + (direct ? 0 : tokens * mixed_stride * kFloat);
   }
 };
 
-int64_t attend_scratch(const EncoderLayer& layer, int64_t tokens) { return Scratch(layer, tokens).floats; }
+int64_t attend_scratch(const EncoderLayer& layer, int64_t tokens) { return Scratch(layer, tokens).bytes; }
 
-// The panel that holds column n of a packed matrix with k rows and `stride` columns: where it starts, how wide it is.
-struct Panel {
-  float* data;
-  int64_t width;
-  Panel(float* packed, int64_t k, int64_t stride, int64_t panel) {
-    data = packed + panel * kGemmColumns * k;
-    width = stride - panel * kGemmColumns < kGemmColumns ? stride - panel * kGemmColumns : kGemmColumns;
+// Width of the panel that starts at `column` of a packed matrix of `stride` columns.
+int64_t panel_width(int64_t stride, int64_t column) { return stride - column < kPanel ? stride - column : kPanel; }
+
+// Rows of x as columns of packed weights: k = size, n = tokens.  Columns beyond the tokens are zero.
+void pack_keys(const float* x, int64_t row, int64_t tokens, int64_t size, int64_t stride, float* keys) {
+  for (int64_t column = 0; column < stride; column += kLanes) {
+    const int64_t begin = column / kPanel * kPanel, width = panel_width(stride, begin);
+    float* to = keys + begin * size + (column - begin);
+    for (int64_t d = 0; d < size; d += kLanes) {
+      vfloat block[kLanes];
+      for (int64_t j = 0; j < kLanes; ++j) block[j] = column + j < tokens ? load(x + (column + j) * row + d) : vfloat{};
+      transpose(block);
+      const int64_t real = size - d < kLanes ? size - d : kLanes;
+      for (int64_t i = 0; i < real; ++i) store(to + (d + i) * width, block[i]);
+    }
   }
-};
-
-void softmax(float* x, int64_t n) {
-  float most = x[0];
-  for (int64_t i = 1; i < n; ++i) most = max_or_nan(most, x[i]);
-  float sum = 0.0f;
-  for (int64_t i = 0; i < n; ++i) sum += x[i] = exponential(x[i] - most);
-  const float scale = 1.0f / sum;
-  for (int64_t i = 0; i < n; ++i) x[i] *= scale;
 }
 
-void attend(const EncoderLayer& layer, int64_t head, int64_t tokens, const float* qkv, float* mixed, float* scratch) {
+// Rows of x times scale, if given, as rows of packed weights: k = tokens, n = size.
+void pack_values(const float* x, int64_t row, int64_t tokens, int64_t size, int64_t stride, const float* scale,
+                 float* values) {
+  for (int64_t column = 0; column < size; column += kLanes) {
+    const int64_t begin = column / kPanel * kPanel, width = panel_width(stride, begin);
+    const int64_t real = size - column < kLanes ? size - column : kLanes;
+    float* to = values + begin * tokens + (column - begin);
+    for (int64_t j = 0; j < tokens; ++j, to += width) {
+      vfloat value{};
+      std::memcpy(&value, x + j * row + column, real * sizeof(float));
+      if (scale != nullptr) {
+        vfloat factor{};
+        std::memcpy(&factor, scale + column, real * sizeof(float));
+        value = value * factor;
+      }
+      store(to, value);
+    }
+  }
+}
+
+// softmax(scale * x) of the first n values; the rest of the row's vectors becomes zero.
+void softmax(float* x, int64_t n, float scale) {
+  vint32 lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  const auto real = [&](int64_t i) { return lane < static_cast<int32_t>(n - i) - vint32{}; };
+  vfloat larger = broadcast(x[0]);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    larger = max_or_nan(larger, real(i) ? load(x + i) : larger);
+  }
+  const vfloat most = broadcast(lane_max(larger)), factor = broadcast(scale);
+  vfloat sums{};
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const vfloat value = real(i) ? exponential((load(x + i) - most) * factor) : vfloat{};
+    sums += value;
+    store(x + i, value);
+  }
+  const vfloat total = broadcast(1.0f / lane_sum(sums));
+  for (int64_t i = 0; i < n; i += kLanes) store(x + i, load(x + i) * total);
+}
+
+void attend(const EncoderLayer& layer, int64_t head, int64_t tokens, const float* qkv, char* mixed, char* scratch) {
   const Scratch at(layer, tokens);
-  const int64_t row = round_up(3 * layer.width, kFloatLanes), out_row = round_up(layer.width, kFloatLanes);
+  const int64_t row = round_up(3 * layer.width, kLanes), out_row = round_up(layer.width, kLanes);
+  const int64_t element = element_bytes(layer.precision);
   const float* query = qkv + head * at.size;
   const float* key = query + layer.width;
   const float* value = key + layer.width;
-  float* keys = scratch + at.keys;
-  float* values = scratch + at.values;
-  float* scores = scratch + at.scores;
-  float* result = scratch + at.mixed;
+  float* keys = reinterpret_cast<float*>(scratch + at.keys);
+  float* values = reinterpret_cast<float*>(scratch + at.values);
+  float* scores = reinterpret_cast<float*>(scratch + at.scores);
+  const float* scale = layer.mixed.scale == nullptr ? nullptr : layer.mixed.scale + head * at.size;
+  const float* zero = layer.mixed.zero == nullptr ? nullptr : layer.mixed.zero + head * at.size;
 
-  for (int64_t j = 0; j < tokens; ++j) {  // transposed: (size, tokens)
-    const Panel panel(keys, at.size, at.score_stride, j / kGemmColumns);
-    float* to = panel.data + j % kGemmColumns;
-    for (int64_t d = 0; d < at.size; ++d) to[d * panel.width] = key[j * row + d];
+  pack_keys(key, row, tokens, at.size, at.score_stride, keys);
+  pack_values(value, row, tokens, at.size, at.mixed_stride, scale, values);
+  const auto words = [](const float* x) { return reinterpret_cast<const uint32_t*>(x); };
+  const GemmWeights by_keys{Precision::float32, at.size, tokens, words(keys), nullptr, nullptr};
+  RowBatch products(by_keys, one_segment(by_keys), {}, 0, gemm_panels(tokens, kLanes));
+  for (int64_t i = 0; i < tokens; ++i) products.push(query + i * row, scores + i * at.score_stride, nullptr);
+  products.flush();
+  const float root = 1.0f / __builtin_sqrtf(static_cast<float>(at.size));
+  for (int64_t i = 0; i < tokens; ++i) softmax(scores + i * at.score_stride, tokens, root);
+
+  // Scores are summed up into a row of operands, or into floats that are converted where a head's columns are not whole
+  // vectors.
+  const GemmWeights by_values{Precision::float32, tokens, at.size, words(values), at.direct ? zero : nullptr, nullptr};
+  char* to = mixed + head * at.size * element;
+  float* result = reinterpret_cast<float*>(scratch + at.mixed);
+  RowBatch sums(by_values, one_segment(by_values), {at.direct ? layer.precision : Precision::float32}, 0,
+                gemm_panels(at.size, kLanes));
+  for (int64_t i = 0; i < tokens; ++i) {
+    void* y = at.direct ? static_cast<void*>(to + i * out_row * element) : result + i * at.mixed_stride;
+    sums.push(scores + i * at.score_stride, y, nullptr);
   }
-  for (int64_t begin = 0; begin < at.size; begin += kGemmColumns) {  // (tokens, size)
-    const Panel panel(values, tokens, at.mixed_stride, begin / kGemmColumns);
-    const int64_t real = at.size - begin < panel.width ? at.size - begin : panel.width;
-    for (int64_t j = 0; j < tokens; ++j) {
-      std::memcpy(panel.data + j * panel.width, value + j * row + begin, real * sizeof(float));
+  sums.flush();
+  const bool last = head + 1 == layer.heads;
+  for (int64_t i = 0; i < tokens; ++i) {
+    char* out = to + i * out_row * element;
+    if (!at.direct) {
+      const float* from = result + i * at.mixed_stride;
+      for (int64_t d = 0; d < at.size; d += kLanes) {
+        const int64_t real = at.size - d < kLanes ? at.size - d : kLanes;
+        vfloat v = load(from + d);
+        vfloat offset{};
+        if (zero != nullptr) std::memcpy(&offset, zero + d, real * sizeof(float));
+        char operands[kLanes * sizeof(float)];
+        if (layer.precision == Precision::float32) store(reinterpret_cast<float*>(operands), v);
+        if (layer.precision == Precision::bf16) store_operand(reinterpret_cast<uint16_t*>(operands), v);
+        if (layer.precision == Precision::int8) store_operand(reinterpret_cast<uint8_t*>(operands), v + offset);
+        std::memcpy(out + d * element, operands, real * element);
+      }
     }
-  }
-
-  gemm({at.size, tokens, keys, nullptr}, query, row, tokens, {scores, at.score_stride});
-  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(at.size));
-  for (int64_t i = 0; i < tokens; ++i) {
-    float* weights = scores + i * at.score_stride;
-    for (int64_t j = 0; j < tokens; ++j) weights[j] *= scale;
-    softmax(weights, tokens);
-  }
-  gemm({tokens, at.size, values, nullptr}, scores, at.score_stride, tokens, {result, at.mixed_stride});
-  for (int64_t i = 0; i < tokens; ++i) {
-    std::memcpy(mixed + i * out_row + head * at.size, result + i * at.mixed_stride, at.size * sizeof(float));
+    if (last) std::memset(out + at.size * element, 0, (out_row - layer.width) * element);
   }
 }
 
 void normalize(const float* weight, const float* bias, int64_t width, int64_t rows, float* x) {
-  const int64_t stride = round_up(width, kFloatLanes);
-  const int64_t whole = width / kFloatLanes * kFloatLanes;
+  const int64_t stride = round_up(width, kLanes);
+  const int64_t whole = width / kLanes * kLanes;
   for (int64_t row = 0; row < rows; ++row, x += stride) {
     vfloat sums{};
-    for (int64_t i = 0; i < whole; i += kFloatLanes) sums += load(x + i);
+    for (int64_t i = 0; i < whole; i += kLanes) sums += load(x + i);
     float sum = lane_sum(sums);
     for (int64_t i = whole; i < width; ++i) sum += x[i];
     const float mean = sum / static_cast<float>(width);
 
     vfloat squares{};
-    for (int64_t i = 0; i < whole; i += kFloatLanes) {
+    for (int64_t i = 0; i < whole; i += kLanes) {
       const vfloat d = load(x + i) - broadcast(mean);
       squares = fma(d, d, squares);
     }
     float square = lane_sum(squares);
     for (int64_t i = whole; i < width; ++i) square += (x[i] - mean) * (x[i] - mean);
     const float scale = 1.0f / __builtin_sqrtf(square / static_cast<float>(width) + kNormEpsilon);
-    for (int64_t i = 0; i < stride; i += kFloatLanes) {  // the padding's weight and bias are zero
+    for (int64_t i = 0; i < stride; i += kLanes) {  // the padding's weight and bias are zero
       store(x + i, fma((load(x + i) - broadcast(mean)) * broadcast(scale), load(weight + i), load(bias + i)));
     }
   }
@@ -130,7 +197,7 @@ void normalize(const float* weight, const float* bias, int64_t width, int64_t ro
 }  // namespace
 
 const TemporalAttentionKernels& temporal_attention_kernels() {
-  static const TemporalAttentionKernels kernels{kFloatLanes, &to_tokens, &linear, &attend_scratch, &attend, &normalize};
+  static constexpr TemporalAttentionKernels kernels{&to_tokens, &to_operands, &attend_scratch, &attend, &normalize};
   return kernels;
 }
 

@@ -1,0 +1,142 @@
+#include "common/operands.h"
+#include "common/vector_math.h"
+#include "ops/gemm/gemm.h"
+
+namespace avser::AVSER_ISA_NAMESPACE {
+namespace {
+
+constexpr int kPrefetch = 16;  // words ahead
+
+template <class T>
+AVSER_INLINE vfloat as_floats(vfloat sum) {
+  return sum;
+}
+template <class T>
+AVSER_INLINE vfloat as_floats(vint32 sum) {
+  return __builtin_convertvector(sum, vfloat);
+}
+
+// The tile of `Rows` rows and `Vectors` vectors of outputs from `column` on.
+template <class T, class Out, int Rows, int Vectors>
+__attribute__((noinline)) void tile(const GemmWeights& weights, const GemmWindow& window, const GemmRow* rows,
+                                    int64_t column, const GemmOutput& out) {
+  typename T::Sum sum[Rows][Vectors] = {};
+  const uint32_t* w = weights.panels + column * weights.words;
+  const uint32_t* x[Rows];
+#pragma GCC unroll 14
+  for (int r = 0; r < Rows; ++r) x[r] = static_cast<const uint32_t*>(rows[r].x);
+  for (int64_t segment = 0; segment < window.segments; ++segment) {
+    for (int64_t i = 0; i < window.words; ++i) {
+      typename T::Right weight[Vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) weight[v] = T::right(w + v * kLanes);
+      // The encoder's weights come from beyond L2 at every call; the hardware alone runs behind at the start of a
+      // panel.
+      for (int v = 0; v < Vectors; ++v) __builtin_prefetch(w + (kPrefetch * Vectors + v) * kLanes);
+      w += Vectors * kLanes;
+#pragma GCC unroll 14
+      for (int r = 0; r < Rows; ++r) {
+        const typename T::Left value = T::left(x[r] + i);
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = T::dot(sum[r][v], value, weight[v]);
+      }
+    }
+#pragma GCC unroll 14
+    for (int r = 0; r < Rows; ++r) x[r] += window.stride;
+  }
+  vfloat bias[Vectors], scale[Vectors];
+#pragma GCC unroll 2
+  for (int v = 0; v < Vectors; ++v) {
+    bias[v] = weights.bias == nullptr ? vfloat{} : load(weights.bias + column + v * kLanes);
+    if (T::kPrecision == Precision::int8) scale[v] = load(weights.scale + column + v * kLanes);
+  }
+#pragma GCC unroll 14
+  for (int r = 0; r < Rows; ++r) {
+    typename Out::Element* y = static_cast<typename Out::Element*>(rows[r].y) + column;
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) {
+      const vfloat product = as_floats<T>(sum[r][v]);
+      vfloat value = T::kPrecision == Precision::int8 ? fma(product, scale[v], bias[v]) : product + bias[v];
+      if (rows[r].add != nullptr) {
+        const int64_t at = column + v * kLanes;
+        value += out.add == Precision::bf16 ? load_operand(static_cast<const uint16_t*>(rows[r].add) + at)
+                                            : load(static_cast<const float*>(rows[r].add) + at);
+      }
+      if (out.relu) value = relu(value);
+      store_operand(y + v * kLanes, value);
+    }
+  }
+}
+
+// Heights of the register tiles that exist: a row more or less makes no difference worth its code.
+template <int Most>
+AVSER_INLINE int height(int64_t rows, int64_t tiles) {
+  const int64_t even = (rows + tiles - 1) / tiles;  // nearly equal tiles: a short last one leaves registers idle
+  return static_cast<int>(even <= 1 ? 1 : even + even % 2 < Most ? even + even % 2 : Most);
+}
+
+template <class T, class Out, int Vectors>
+AVSER_INLINE void panel_rows(const GemmWeights& w, const GemmWindow& window, const GemmRow* rows, int64_t count,
+                             int64_t column, const GemmOutput& out) {
+  while (count > 0) {
+    int use = height<T::kRows>(count, (count + T::kRows - 1) / T::kRows);
+    if (use > count) use = use == 2 ? 1 : use - 2;  // an odd row left is a tile of its own
+    switch (use) {
+#define AVSER_TILE_(n)                                                                   \
+  case n:                                                                                \
+    if constexpr (n <= T::kRows) tile<T, Out, n, Vectors>(w, window, rows, column, out); \
+    break
+      AVSER_TILE_(1);
+      AVSER_TILE_(2);
+      AVSER_TILE_(4);
+      AVSER_TILE_(6);
+      AVSER_TILE_(8);
+      AVSER_TILE_(10);
+      AVSER_TILE_(12);
+      AVSER_TILE_(14);
+#undef AVSER_TILE_
+    }
+    rows += use;
+    count -= use;
+  }
+}
+
+template <class T, class Out>
+void run(const GemmWeights& w, int64_t panel, int64_t panel_end, const GemmWindow& window, const GemmRow* rows,
+         int64_t count, const GemmOutput& out) {
+  for (; panel < panel_end; ++panel) {
+    const int64_t column = panel * 2 * kLanes;
+    if (w.n - column > kLanes) {
+      panel_rows<T, Out, 2>(w, window, rows, count, column, out);
+    } else {
+      panel_rows<T, Out, 1>(w, window, rows, count, column, out);
+    }
+  }
+}
+
+void dispatch(const GemmWeights& w, int64_t panel, int64_t panel_end, const GemmWindow& window, const GemmRow* rows,
+              int64_t count, const GemmOutput& out) {
+  const auto with = [&](auto left, auto stored) {
+    run<decltype(left), decltype(stored)>(w, panel, panel_end, window, rows, count, out);
+  };
+  // int8 products are never stored as bf16, nor the other way round.
+  switch (w.precision) {
+    case Precision::float32:
+      return out.precision == Precision::float32 ? with(Float32{}, Float32{})
+             : out.precision == Precision::bf16  ? with(Float32{}, Bf16{})
+                                                 : with(Float32{}, Int8{});
+    case Precision::bf16:
+      return out.precision == Precision::float32 ? with(Bf16{}, Float32{}) : with(Bf16{}, Bf16{});
+    case Precision::int8:
+      return out.precision == Precision::float32 ? with(Int8{}, Float32{}) : with(Int8{}, Int8{});
+  }
+}
+
+}  // namespace
+
+const GemmKernels& gemm_kernels() {
+  static constexpr GemmKernels kernels{&dispatch};
+  return kernels;
+}
+
+}  // namespace avser::AVSER_ISA_NAMESPACE
