@@ -10,6 +10,8 @@
 #include "common/check.h"
 #include "common/executor.h"
 #include "engine/engine.h"
+#include "engine/fusion.h"
+#include "engine/resnet18.h"
 
 namespace py = pybind11;
 
@@ -179,6 +181,21 @@ py::dict calibrate(const PythonEngine& python, const py::object& clips) {
   return out;
 }
 
+using VoteArray = py::array_t<bool, py::array::c_style>;
+
+// The clips that vote, (batch, count); empty when `valid` is None.
+VoteArray votes_array(const std::string& what, const py::object& valid, py::ssize_t batch, py::ssize_t count) {
+  if (valid.is_none()) return VoteArray();
+  const py::array array = py::array::ensure(valid);
+  if (!array) PyErr_Clear();
+  const bool boolean = array && array.dtype().kind() == 'b';
+  AVSER_CHECK(boolean, input, what, ": valid: expected an array of bool, got ",
+              array ? "dtype " + text(array.dtype()) : text(py::type::of(valid).attr("__name__")));
+  AVSER_CHECK(array.ndim() == 2 && array.shape(0) == batch && array.shape(1) == count, input, what,
+              ": valid: expected shape (", batch, ", ", count, "), got ", shape_text(array));
+  return array;
+}
+
 py::object forward(const PythonEngine& python, const py::object& clips, const py::object& valid, int threads) {
   const Engine& engine = python.engine;
   const Network& network = engine.network();
@@ -186,18 +203,7 @@ py::object forward(const PythonEngine& python, const py::object& clips, const py
   if (!python.stop_after.empty()) return stopped(engine, x, python.stop_after);
   const py::ssize_t batch = x.shape(0), count = x.shape(1);
 
-  py::array_t<bool, py::array::c_style> votes;
-  if (!valid.is_none()) {
-    const py::array array = py::array::ensure(valid);
-    if (!array) PyErr_Clear();
-    const bool boolean = array && array.dtype().kind() == 'b';
-    AVSER_CHECK(boolean, input, "Engine.forward: valid: expected an array of bool, got ",
-                array ? "dtype " + text(array.dtype()) : text(py::type::of(valid).attr("__name__")));
-    AVSER_CHECK(array.ndim() == 2 && array.shape(0) == batch && array.shape(1) == count, input,
-                "Engine.forward: valid: expected shape (", batch, ", ", count, "), got ", shape_text(array));
-    votes = array;
-  }
-
+  const VoteArray votes = votes_array("Engine.forward", valid, batch, count);
   PoolExecutor executor(threads);
   py::array_t<float> probabilities({batch, static_cast<py::ssize_t>(network.classes)});
   py::array_t<float> features({batch, count, static_cast<py::ssize_t>(network.features())});
@@ -209,6 +215,60 @@ py::object forward(const PythonEngine& python, const py::object& clips, const py
     engine.forward(x.data(), voting, batch, count, out[0], out[1], out[2], executor);
   }
   return py::make_tuple(probabilities, features, logits);
+}
+
+std::unique_ptr<ResNet18> make_resnet18(const py::dict& tensors, int64_t in_channels, int64_t classes,
+                                        const std::string& precision, bool poison) {
+  std::vector<FloatArray> arrays;
+  const Tensors views = view_all(tensors, "ResNet18: ", arrays);
+  const Precision chosen = read_precision(precision);
+  const py::gil_scoped_release release;
+  return std::make_unique<ResNet18>(in_channels, classes, views, chosen, poison);
+}
+
+py::tuple forward_resnet18(const ResNet18& engine, const py::object& clips, const py::object& valid, int threads) {
+  const FloatArray x = real_array(clips, "ResNet18.forward: clips", ErrorKind::input);
+  const bool fits = x.ndim() == 5 && x.shape(2) == engine.in_channels() && x.shape(3) >= 1 && x.shape(4) >= 1;
+  AVSER_CHECK(fits, input, "ResNet18.forward: clips: expected shape (B, L, ", engine.in_channels(),
+              ", height, width), got ", shape_text(x));
+  const py::ssize_t batch = x.shape(0), count = x.shape(1), classes = engine.classes();
+  const VoteArray votes = votes_array("ResNet18.forward", valid, batch, count);
+  PoolExecutor executor(threads);
+  py::array_t<float> probabilities({batch, classes});
+  py::array_t<float> features({batch, count, static_cast<py::ssize_t>(ResNet18::kFeatures)});
+  py::array_t<float> logits({batch, count, classes});
+  float* const out[] = {probabilities.mutable_data(), features.mutable_data(), logits.mutable_data()};
+  const bool* voting = valid.is_none() ? nullptr : votes.data();
+  {
+    const py::gil_scoped_release release;
+    engine.forward(x.data(), voting, batch, count, x.shape(3), x.shape(4), out[0], out[1], out[2], executor);
+  }
+  return py::make_tuple(probabilities, features, logits);
+}
+
+std::unique_ptr<Fusion> make_fusion(const py::dict& tensors, int64_t features, int64_t classes, int64_t hidden,
+                                    double feature_weight, bool poison) {
+  std::vector<FloatArray> arrays;
+  const Tensors views = view_all(tensors, "Fusion: ", arrays);
+  return std::make_unique<Fusion>(features, classes, hidden, feature_weight, views, poison);
+}
+
+py::tuple forward_fusion(const Fusion& engine, const py::object& features, const py::object& scores, int threads) {
+  const FloatArray x = real_array(features, "Fusion.forward: features", ErrorKind::input);
+  const FloatArray s = real_array(scores, "Fusion.forward: scores", ErrorKind::input);
+  AVSER_CHECK(x.ndim() == 3 && x.shape(2) == engine.features(), input,
+              "Fusion.forward: features: expected shape (B, L, ", engine.features(), "), got ", shape_text(x));
+  const py::ssize_t batch = x.shape(0), count = x.shape(1), classes = engine.classes();
+  AVSER_CHECK(s.ndim() == 3 && s.shape(0) == batch && s.shape(1) == count && s.shape(2) == classes, input,
+              "Fusion.forward: scores: expected shape (", batch, ", ", count, ", ", classes, "), got ", shape_text(s));
+  PoolExecutor executor(threads);
+  py::array_t<float> fused({batch, classes}), a({batch, classes}), b({batch, classes});
+  float* const out[] = {fused.mutable_data(), a.mutable_data(), b.mutable_data()};
+  {
+    const py::gil_scoped_release release;
+    engine.forward(x.data(), s.data(), batch, count, out[0], out[1], out[2], executor);
+  }
+  return py::make_tuple(fused, a, b);
 }
 
 }  // namespace
@@ -237,6 +297,23 @@ void bind_engine(py::module_& m) {
       .def_property_readonly(
           "isa", [](const PythonEngine& python) { return isa_name(python.engine.isa()); },
           "Instruction set that this engine runs on.");
+  py::class_<ResNet18>(m, "ResNet18",
+                       "The ResNet-18 audio-visual encoder with its emotion classifier on the CPU; immutable, safe to "
+                       "call from many threads.")
+      .def(py::init(&make_resnet18), py::arg("tensors"), py::kw_only(), py::arg("in_channels") = 1,
+           py::arg("classes") = 4, py::arg("precision") = "float32", py::arg("poison") = false,
+           "tensors: the state dict of avser_fast.nn.AVRE(body='resnet18').  precision: float32 or bf16.")
+      .def("forward", &forward_resnet18, py::arg("clips"), py::arg("valid") = py::none(), py::arg("threads") = 1,
+           "clips (B, L, channels, height, width), valid (B, L) bool (None: every clip votes) ->\n"
+           "(probabilities (B, classes), features (B, L, 512), clip_logits (B, L, classes)), float32.")
+      .def_property_readonly("precision", [](const ResNet18& engine) { return precision_name(engine.precision()); })
+      .def_property_readonly("isa", [](const ResNet18& engine) { return isa_name(engine.isa()); });
+  py::class_<Fusion>(m, "Fusion", "Fusion of clip features and clip logits by two LSTMs on the CPU, float32.")
+      .def(py::init(&make_fusion), py::arg("tensors"), py::kw_only(), py::arg("features") = 1280,
+           py::arg("classes") = 4, py::arg("hidden") = 128, py::arg("feature_weight") = 0.7, py::arg("poison") = false,
+           "tensors: the state dict of avser_fast.nn.Fusion.")
+      .def("forward", &forward_fusion, py::arg("features"), py::arg("scores"), py::arg("threads") = 1,
+           "features (B, L, D), scores (B, L, classes) -> (fused, a, b), each (B, classes) logits.");
 }
 
 }  // namespace avser

@@ -78,36 +78,6 @@ float as_float(Precision precision, const char* p, const Quantisation* steps, in
 
 }  // namespace
 
-// A workspace for one call, taken from the idle ones and returned to them.
-class Engine::Lease {
- public:
-  Lease(const Engine& engine, int64_t bytes) : engine_(engine) {
-    {
-      std::lock_guard<std::mutex> lock(engine_.mutex_);
-      if (!engine_.idle_.empty()) {
-        buffer_ = std::move(engine_.idle_.back());
-        engine_.idle_.pop_back();
-      }
-    }
-    if (buffer_ == nullptr || buffer_->size() < bytes) {
-      buffer_.reset();  // before the larger one is allocated
-      buffer_ = std::make_unique<Buffer>(bytes);
-    }
-    if (engine_.poison_) std::memset(buffer_->data(), 0xff, buffer_->size());
-  }
-  ~Lease() {
-    std::lock_guard<std::mutex> lock(engine_.mutex_);
-    engine_.idle_.push_back(std::move(buffer_));
-  }
-  Lease(const Lease&) = delete;
-  Lease& operator=(const Lease&) = delete;
-  char* data() const { return buffer_->data(); }
-
- private:
-  const Engine& engine_;
-  std::unique_ptr<Buffer> buffer_;
-};
-
 // Collects the ranges of every value that int8 rounds; one thread at a time.
 class Engine::Observer final : public EncoderObserver {
  public:
@@ -168,14 +138,14 @@ Engine::Engine(const Network& network, const Tensors& tensors, const EngineOptio
       encoder_{AVSER_PICK_FOR(isa_, gemm_kernels), AVSER_PICK_FOR(isa_, temporal_attention_kernels), float_lanes(isa_)},
       emotion_head_(AVSER_PICK_FOR(isa_, emotion_head_kernels)),
       weights_(network_, tensors, precision_, options.calibration, float_lanes(isa_)),
-      poison_(options.poison) {
+      workspaces_(options.poison) {
   plan();
   zero_feature_.resize(network_.features());
   zero_logits_.resize(network_.classes);
   const std::vector<float> zeros(network_.clip_floats(), 0.0f);
   const int64_t first = 0;
   SerialExecutor executor;
-  const Lease lease(*this, workspace_bytes(1, 1));
+  const Workspaces::Lease lease(workspaces_, workspace_bytes(1, 1));
   run_group(zeros.data(), &first, 1, zero_feature_.data(), zero_logits_.data(), lease.data(), executor);
   const char* wanted = std::getenv("AVSER_FAST_PROFILE");
   if (wanted != nullptr && std::string(wanted) == "1") {
@@ -409,7 +379,7 @@ void Engine::forward(const float* clips, const bool* valid, int64_t batch, int64
   }
   if (!heard.empty()) {
     const int64_t count = heard.size(), largest = std::min(count, kGroup);
-    const Lease lease(*this, workspace_bytes(largest, executor.threads()));
+    const Workspaces::Lease lease(workspaces_, workspace_bytes(largest, executor.threads()));
     for (int64_t i = 0; i < count; i += kGroup) {
       run_group(clips, heard.data() + i, std::min(kGroup, count - i), features, logits, lease.data(), executor);
     }
@@ -439,7 +409,7 @@ Intermediate Engine::intermediate(const float* clips, int64_t count, const std::
   }
   Intermediate out;
   SerialExecutor executor;
-  const Lease lease(*this, workspace_bytes(1, 1));
+  const Workspaces::Lease lease(workspaces_, workspace_bytes(1, 1));
   char* maps = lease.data();
   char* scratch = maps + maps_bytes_;
   const bool tokens_wanted = stem.rfind("temporal_attention", 0) == 0;
@@ -500,7 +470,7 @@ Calibration Engine::calibrate(const float* clips, int64_t count) const {
   AVSER_CHECK(count > 0, input, "Engine.calibrate: clips: expected at least 1, got 0");
   Observer observer;
   SerialExecutor executor;
-  const Lease lease(*this, workspace_bytes(1, 1));
+  const Workspaces::Lease lease(workspaces_, workspace_bytes(1, 1));
   std::vector<float> feature(network_.features()), logits(network_.classes);
   const int64_t first = 0;
   for (int64_t i = 0; i < count; ++i) {

@@ -1,16 +1,15 @@
 // The whole forward of one member of the MDSCM family, from clips to probabilities.
 #pragma once
 
-#include <memory>
-#include <mutex>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "common/isa.h"
-#include "engine/buffer.h"
 #include "engine/network.h"
 #include "engine/profile.h"
 #include "engine/weights.h"
+#include "engine/workspace.h"
 
 namespace avser {
 
@@ -62,7 +61,6 @@ class Engine {
   Calibration calibrate(const float* clips, int64_t count) const;
 
  private:
-  class Lease;
   class Observer;
 
   // One pass over a clip's maps; rows of its output can be made independently.
@@ -98,7 +96,6 @@ class Engine {
   const EncoderKernels encoder_;
   const EmotionHeadKernels& emotion_head_;
   const Weights weights_;
-  const bool poison_;
   std::vector<Stage> stages_;
   int64_t maps_bytes_ = 0;
   int64_t scratch_bytes_ = 0;
@@ -106,9 +103,7 @@ class Engine {
   std::vector<float> zero_feature_;
   std::vector<float> zero_logits_;
   mutable Profile profile_;
-
-  mutable std::mutex mutex_;
-  mutable std::vector<std::unique_ptr<Buffer>> idle_;
+  mutable Workspaces workspaces_;
 };
 
 }  // namespace avser

@@ -3,47 +3,19 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <set>
 
 #include "common/check.h"
 
 namespace avser {
-namespace {
 
-constexpr double kBatchNormEpsilon = 1e-5;
-constexpr const char* kNotUsed = "num_batches_tracked";  // of a batch norm; the forward does not depend on it
-
-std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string text = "(";
-  for (size_t i = 0; i < shape.size(); ++i) text += cat(i > 0 ? ", " : "", shape[i]);
-  return text + (shape.size() == 1 ? ",)" : ")");
-}
-
-// A linear map in double, (n, k) row-major, with its bias.
-struct Matrix {
-  int64_t n, k;
-  std::vector<double> weight;
-  std::vector<double> bias;
-};
-
-uint16_t to_bf16(double value) {
-  const float rounded = static_cast<float>(value);
-  uint32_t bits;
-  std::memcpy(&bits, &rounded, sizeof bits);
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-}  // namespace
-
-class WeightsBuilder {
+class WeightsBuilder : private Packer {
  public:
   WeightsBuilder(const Network& network, const Tensors& tensors, Precision precision, const Tensors& calibration,
                  int64_t lanes, Weights& weights)
-      : network_(network),
-        tensors_(tensors),
+      : Packer(tensors, lanes, weights.memory_),
+        network_(network),
         precision_(precision),
         calibration_(calibration),
-        lanes_(lanes),
         out_(weights) {}
 
   void build() {
@@ -65,63 +37,11 @@ class WeightsBuilder {
       for (int64_t place : token_places()) places.push_back(part + place);
     }
     out_.head.head = pack(head, {Precision::float32, places});
-    for (const auto& [name, tensor] : tensors_) {
-      AVSER_CHECK(used_.count(name) != 0, model, "Engine: ", name,
-                  ": expected a tensor of this network, got one of shape ", shape_text(tensor.shape),
-                  " that it does not have");
-    }
+    ignore("domain.");  // of an audio-visual encoder with this body: only training needs it
+    finish();
   }
 
  private:
-  // How a matrix is packed: the places of its columns in k and how long k is (0: as the columns are), the steps of its
-  // inputs when they are int8, and those of its outputs when they are.
-  struct Packing {
-    Precision precision;
-    std::vector<int64_t> places = {};
-    int64_t length = 0;
-    const Quantisation* in = nullptr;   // by column
-    const Quantisation* out = nullptr;  // by row
-  };
-
-  const float* take(const std::string& name, const std::vector<int64_t>& shape) {
-    const auto found = tensors_.find(name);
-    AVSER_CHECK(found != tensors_.end(), model, "Engine: ", name, ": expected a tensor of shape ", shape_text(shape),
-                ", which is missing");
-    AVSER_CHECK(found->second.shape == shape, model, "Engine: ", name, ": expected shape ", shape_text(shape), ", got ",
-                shape_text(found->second.shape));
-    used_.insert(name);
-    return found->second.data;
-  }
-
-  Matrix linear(const std::string& name, int64_t n, int64_t k, const std::vector<int64_t>& kernel = {},
-                bool bias = true) {
-    std::vector<int64_t> shape = {n, k};
-    shape.insert(shape.end(), kernel.begin(), kernel.end());
-    int64_t size = k;
-    for (int64_t extent : kernel) size *= extent;
-    const float* weight = take(name + ".weight", shape);
-    Matrix matrix{n, size, {weight, weight + n * size}, std::vector<double>(n, 0.0)};
-    if (bias) {
-      const float* values = take(name + ".bias", {n});
-      matrix.bias.assign(values, values + n);
-    }
-    return matrix;
-  }
-
-  // Folds the batch norm that follows the map.
-  void fold(const std::string& name, Matrix& matrix) {
-    const float* weight = take(name + ".weight", {matrix.n});
-    const float* bias = take(name + ".bias", {matrix.n});
-    const float* mean = take(name + ".running_mean", {matrix.n});
-    const float* variance = take(name + ".running_var", {matrix.n});
-    used_.insert(name + "." + kNotUsed);
-    for (int64_t i = 0; i < matrix.n; ++i) {
-      const double scale = weight[i] / std::sqrt(static_cast<double>(variance[i]) + kBatchNormEpsilon);
-      for (int64_t j = 0; j < matrix.k; ++j) matrix.weight[i * matrix.k + j] *= scale;
-      matrix.bias[i] = (matrix.bias[i] - mean[i]) * scale + bias[i];
-    }
-  }
-
   // The steps of a value that int8 rounds, null in the other precisions.  A value that is never negative has its zero
   // at step 0, which is also what padding is.
   const Quantisation* quantisation(const std::string& name, int64_t channels, bool rectified) {
@@ -146,79 +66,13 @@ class WeightsBuilder {
     return &out;
   }
 
-  template <typename T>
-  T* allocate(int64_t count) {
-    out_.memory_.emplace_back(count * static_cast<int64_t>(sizeof(T)));
-    std::memset(out_.memory_.back().data(), 0, count * sizeof(T));
-    return reinterpret_cast<T*>(out_.memory_.back().data());
-  }
-
-  GemmWeights pack(const Matrix& matrix, const Packing& how) {
-    const int64_t per_word = group(how.precision);
-    const int64_t length = how.length > 0 ? how.length : matrix.k;
-    const int64_t words = (length + per_word - 1) / per_word;
-    const int64_t panel = 2 * lanes_, columns = round_up(matrix.n, lanes_);
-    uint32_t* panels = allocate<uint32_t>(columns * words);
-    float* bias = allocate<float>(columns);
-    float* scale = how.precision == Precision::int8 ? allocate<float>(columns) : nullptr;
-    std::vector<double> row(length);
-    for (int64_t i = 0; i < matrix.n; ++i) {
-      std::fill(row.begin(), row.end(), 0.0);
-      for (int64_t j = 0; j < matrix.k; ++j) {
-        const int64_t place = how.places.empty() ? j : how.places[j];
-        row[place] = matrix.weight[i * matrix.k + j] * (how.in == nullptr ? 1.0 : how.in->size[j]);
-      }
-      // Outputs in steps: value / size + zero.
-      const double steps = how.out == nullptr ? 1.0 : 1.0 / how.out->size[i];
-      double offset = matrix.bias[i] * steps + (how.out == nullptr ? 0.0 : how.out->zero[i]);
-      const int64_t begin = i / panel * panel;
-      const int64_t width = columns - begin < panel ? columns - begin : panel;
-      char* to = reinterpret_cast<char*>(panels + begin * words + (i - begin));
-      const auto element = [&](int64_t place) {
-        return to + place / per_word * width * 4 + place % per_word * (4 / per_word);
-      };
-      if (how.precision == Precision::int8) {
-        double most = 0.0;
-        for (double value : row) most = std::fmax(most, std::fabs(value));
-        const double size = most > 0 ? most / 127.0 : 1.0;
-        for (int64_t j = 0; j < matrix.k; ++j) {
-          const int64_t place = how.places.empty() ? j : how.places[j];
-          const double number = std::nearbyint(row[place] / size);
-          const int8_t stored = static_cast<int8_t>(number);
-          std::memcpy(element(place), &stored, sizeof stored);
-          offset -= number * how.in->zero[j] * size * steps;
-        }
-        scale[i] = static_cast<float>(size * steps);
-      } else {
-        for (int64_t place = 0; place < length; ++place) {
-          if (how.precision == Precision::bf16) {
-            const uint16_t stored = to_bf16(row[place] * steps);
-            std::memcpy(element(place), &stored, sizeof stored);
-          } else {
-            const float stored = static_cast<float>(row[place] * steps);
-            std::memcpy(element(place), &stored, sizeof stored);
-          }
-        }
-      }
-      bias[i] = static_cast<float>(offset);
-    }
-    return {how.precision, words, matrix.n, panels, bias, scale};
-  }
-
-  const float* padded(const std::vector<double>& values) {
-    float* out = allocate<float>(round_up(values.size(), lanes_));
-    for (size_t i = 0; i < values.size(); ++i) out[i] = static_cast<float>(values[i]);
-    return out;
-  }
-
   ConvLayer conv_stem(size_t i, int64_t in, int64_t out) {
     Matrix matrix = linear(cat("body.conv_stem.convs.", i), out, in, {3, 3}, false);
     fold(cat("body.conv_stem.norms.", i), matrix);
     // The clip itself stays float32 and unpadded: its values have no range that a calibration could promise.
     const Precision precision = i == 0 ? Precision::float32 : precision_;
-    const int64_t stride = i == 0 ? in : round_up(in, lanes_);
-    Packing how{precision, {}, 9 * stride};
-    for (int64_t j = 0; j < matrix.k; ++j) how.places.push_back(j % 9 * stride + j / 9);
+    const int64_t stride = i == 0 ? in : round_up(in, lanes());
+    Packing how = windows(precision, 3, in, stride);
     Quantisation taps;
     if (i > 0 && precision_ == Precision::int8) {
       const Quantisation& channels = out_.quantisations.at(cat("conv_stem.", i - 1));
@@ -235,7 +89,7 @@ class WeightsBuilder {
   // `in` and `out` are the steps on both sides, or null.
   Depthwise depthwise(const std::string& name, int64_t channels, const Quantisation* in, const Quantisation* out) {
     const float* weight = take(name + ".weight", {channels, 1, 3, 3});
-    const int64_t stride = round_up(channels, lanes_);
+    const int64_t stride = round_up(channels, lanes());
     float* taps = allocate<float>(9 * stride);
     for (int64_t c = 0; c < channels; ++c) {
       const double factor = in == nullptr ? 1.0 : in->size[c] / out->size[c];
@@ -368,12 +222,9 @@ class WeightsBuilder {
   }
 
   const Network& network_;
-  const Tensors& tensors_;
   const Precision precision_;
   const Tensors& calibration_;
-  const int64_t lanes_;
   Weights& out_;
-  std::set<std::string> used_;
 };
 
 Weights::Weights(const Network& network, const Tensors& tensors, Precision precision, const Tensors& calibration,

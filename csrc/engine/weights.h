@@ -7,6 +7,7 @@
 
 #include "engine/buffer.h"
 #include "engine/network.h"
+#include "engine/packer.h"
 #include "ops/conv_stem/conv_stem.h"
 #include "ops/cs_attention/cs_attention.h"
 #include "ops/dsc_block/dsc_block.h"
@@ -14,22 +15,6 @@
 #include "ops/temporal_attention/temporal_attention.h"
 
 namespace avser {
-
-// A borrowed, contiguous tensor.
-struct TensorView {
-  const float* data = nullptr;
-  std::vector<int64_t> shape;
-};
-
-// By the names of the state dict of avser_fast.nn.MDSCM; or ranges, (2, channels) lowest and highest, by the names of
-// the values that int8 rounds.
-using Tensors = std::map<std::string, TensorView>;
-
-// How a range becomes steps 0..255: a value is (number - zero) * size.  One pair per channel.
-struct Quantisation {
-  std::vector<double> size;
-  std::vector<double> zero;
-};
 
 struct Weights {
   // Throws a model error that names the tensor when one is missing, left over or misshaped.  Nothing of `tensors` is

@@ -7,8 +7,8 @@ namespace avser::AVSER_ISA_NAMESPACE {
 
 class RowBatch {
  public:
-  // Rows whose operands share a panel of weights while it is close: whole tiles of 14, 12 and 6 rows.
-  static constexpr int64_t kRows = 168;
+  // Rows whose operands share a panel of weights while it is close: whole tiles of 14, 12 or 6 rows.
+  static constexpr int64_t kRows = 336;
 
   RowBatch(const GemmWeights& weights, const GemmWindow& window, const GemmOutput& output, int64_t panel,
            int64_t panel_end)
