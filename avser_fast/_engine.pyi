@@ -5,7 +5,7 @@ BackendError for ``AVSER_FAST_CPU_ISA``.  The interpreter lock is released while
 caller and changes no bit of a result.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +41,14 @@ def log_mel(
 
 def add_deltas(features: NDArray[np.float32] | NDArray[np.float64], channels: int, window: int = 2) -> NDArray[Any]:
     """(frames, bands) to (channels, frames, bands): static, delta, delta of delta; see ``reference.add_deltas``."""
+
+def normalize(
+    features: NDArray[np.float32], rule: str, mean: Sequence[float] = (), std: Sequence[float] = ()
+) -> NDArray[np.float32]:
+    """(channels, frames, bands), the shape is kept; ``rule`` and its values as in ``config.FrontEnd``.
+
+    See ``reference.normalize``.
+    """
 
 def clip_table(frames: int, clips: int | None, clip_frames: int, rule: str) -> NDArray[np.int64]:
     """(L, clip_frames) 1-based frame numbers, 0 = padding; see ``reference.clip_table``."""
