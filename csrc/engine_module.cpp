@@ -11,6 +11,7 @@
 #include "common/executor.h"
 #include "common/isa.h"
 #include "engine/bind.h"
+#include "model/bind.h"
 #include "ops/frame_clips/frame_clips.h"
 #include "ops/log_mel/add_deltas.h"
 #include "ops/log_mel/log_mel.h"
@@ -244,4 +245,5 @@ PYBIND11_MODULE(_engine, m) {
   m.doc() = "The kernels and the whole-model Engine on NumPy arrays; needs no torch.";
   avser::bind_front_end(m);
   avser::bind_engine(m);
+  avser::bind_model(m);
 }
