@@ -1,13 +1,15 @@
-"""SpeechModel beside the Python way."""
+"""C++ without Python: the installed package, the example that uses it, and SpeechModel beside the Python way."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import fcntl
 import json
 import os
 import pickle
 import random
+import shutil
 import struct
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from avser_fast.errors import BackendError, ConfigError, InputError, ModelError
 from avser_fast.inference import features as front_end
 from avser_fast.inference.weights import find_model, random_tensors, read_model, write_model
 
+ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = find_model("default")
 
 
@@ -452,6 +455,141 @@ def test_tensors_may_stand_in_any_order_and_be_empty(tmp_path: Path) -> None:
 
 def both_run(spec: config.ModelSpec, tensors: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
     return tuple(_engine.SpeechModel(json.dumps(spec.to_dict()), tensors).run(noise(900)))
+
+
+# ---- the installed package
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600)
+
+
+def build(source: Path, folder: Path, *definitions: str) -> None:
+    for command in (
+        ["cmake", "-S", source, "-B", folder, "-G", "Ninja", *(f"-D{d}" for d in definitions)],
+        ["cmake", "--build", folder, "--parallel", "1"],
+    ):
+        done = run(*command)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "warning" not in done.stdout, done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the library is installed and the example built against it; once, however many workers run the tests."""
+    if shutil.which("cmake") is None or shutil.which("ninja") is None:
+        pytest.skip("cmake and ninja are needed to build the library")
+    root = tmp_path_factory.getbasetemp()
+    root = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "cpp"
+    root.mkdir(exist_ok=True)
+    with open(root / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "done").exists():
+            isas = dict.fromkeys(["scalar", _engine.cpu_isa()])  # the one that runs here, and what every build has
+            build(ROOT, root / "build", "AVSER_PYTHON=OFF", f"AVSER_ISAS={';'.join(isas)}", f"Python_EXECUTABLE={root}")
+            done = run("cmake", "--install", root / "build", "--prefix", root / "prefix")
+            assert done.returncode == 0, done.stderr
+            build(ROOT / "examples" / "cpp", root / "example", f"CMAKE_PREFIX_PATH={root / 'prefix'}")
+            (root / "done").touch()
+    return root
+
+
+@pytest.fixture(scope="module")
+def classify(installed: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    return lambda *arguments: run(installed / "example" / "classify", *arguments)
+
+
+@pytest.mark.slow
+def test_what_is_installed(installed: Path) -> None:
+    prefix = installed / "prefix"
+    headers = sorted(str(p.relative_to(prefix)) for p in (prefix / "include").rglob("*.h"))
+    assert headers == [f"include/avser_fast/{name}.h" for name in ("check", "executor", "speech_model")]
+    for header in headers:  # they stand alone
+        assert '#include "' not in (prefix / header).read_text()
+    assert [p.name for p in prefix.rglob("libavser.a")] == ["libavser.a"]
+    configs = "".join(p.read_text() for p in prefix.rglob("*.cmake"))
+    assert str(ROOT) not in configs and "COMPILE_OPTIONS" not in configs  # our flags are our own
+    version = json.loads((ROOT / "avser_fast" / "_build_info.json").read_text())["version"]
+    assert f'PACKAGE_VERSION "{version}"' in configs
+
+
+@pytest.mark.slow
+def test_a_package_of_another_version_is_not_taken(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.21)\nproject(other LANGUAGES CXX)\nfind_package(avser_fast 99 REQUIRED)\n"
+    )
+    found = run("cmake", "-S", tmp_path, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={installed / 'prefix'}")
+    assert found.returncode != 0 and 'compatible with requested version "99"' in " ".join(found.stderr.split())
+
+
+def check_scores(found: subprocess.CompletedProcess[str], wav: Path, model: Path) -> None:
+    assert found.returncode == 0 and found.stderr == "", found.stderr
+    (expected,) = avser_fast.infer([wav], model=model)
+    label, score = found.stdout.splitlines()[0].split()
+    scores = dict(line.split() for line in found.stdout.splitlines()[1:])
+    assert label == expected.label and score == scores[label]
+    assert {k: np.float32(v) for k, v in scores.items()} == {k: np.float32(v) for k, v in expected.scores.items()}
+
+
+@pytest.mark.slow
+def test_the_example_answers_like_infer(
+    classify: Callable[..., subprocess.CompletedProcess[str]], emodb: Path, tmp_path: Path
+) -> None:
+    wav = tmp_path / "speech.wav"
+    for file in sorted(emodb.glob("*.flac"))[::60]:
+        pcm, rate = soundfile.read(file, dtype="int16")
+        soundfile.write(wav, pcm, rate)
+        check_scores(classify(DEFAULT, wav), wav, DEFAULT)
+    speech = pcm.astype(np.float64) / 32768
+    stereo = np.stack([speech, 0.3 * speech[::-1], 0.1 * speech], 1)
+    for subtype in ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT"):
+        for samples, rate in ((speech, 8000), (stereo, 44100)):
+            for container in ("WAV", "WAVEX"):
+                soundfile.write(wav, samples, rate, subtype=subtype, format=container)
+                check_scores(classify(DEFAULT, wav), wav, DEFAULT)
+
+
+@pytest.mark.slow
+def test_the_example_refuses_in_one_sentence(
+    classify: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    good = tmp_path / "good.wav"
+    soundfile.write(good, noise(20000), 16000)
+    data = good.read_bytes()
+    assert classify(DEFAULT, good).returncode == 0
+    files: dict[str, tuple[bytes | None, str]] = {
+        "missing.wav": (None, "expected a wav file that can be read"),
+        "empty.wav": (b"", "expected a wav file, got something else"),
+        "text.wav": (b"this is no sound", "expected a wav file, got something else"),
+        "short.wav": (data[:-1000], "expected the 40000 bytes of samples it announces, got fewer"),
+        "header.wav": (data[:36], "expected samples, got a wav without"),
+        "silent.wav": (data[:40] + struct.pack("<I", 0), "expected samples, got a wav without"),
+        "adpcm.wav": (data[:20] + struct.pack("<H", 2) + data[22:], "got others"),
+        "channels.wav": (data[:22] + struct.pack("<H", 9) + data[24:], "expected 1 to 8 channels, got 9"),
+        "rate.wav": (data[:24] + struct.pack("<I", 1) + data[28:], "rate: expected 4000..384000 hertz, got 1"),
+        "chunk.wav": (data[:16] + struct.pack("<I", 2**32 - 1) + data[20:], "expected samples, got a wav without"),
+    }
+    for name, (content, words) in files.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        found = classify(DEFAULT, tmp_path / name)
+        assert found.returncode == 1 and found.stdout == "" and words in found.stderr, (name, found)
+        assert found.stderr.count("\n") == 1
+    for name in ("a pickle", "half a header", "offsets beyond the file"):
+        path = tmp_path / "model.safetensors"
+        path.write_bytes(HOSTILE[name](small_file(tmp_path)))
+        found = classify(path, good)
+        assert found.returncode == 1 and found.stderr == refusal(path) + "\n"
+    assert "found no such file" in classify(tmp_path / "no.safetensors", good).stderr
+    assert classify(DEFAULT).returncode == 2
+
+
+def test_cmake_refuses_unknown_instruction_sets(tmp_path: Path) -> None:
+    if shutil.which("cmake") is None or shutil.which("ninja") is None:
+        pytest.skip("cmake and ninja are needed to configure a build")
+    for isas in ("avx2", "scalar;sse", "scalar;avx512;avx2"):
+        found = run("cmake", "-S", ROOT, "-B", tmp_path, "-G", "Ninja", "-DAVSER_PYTHON=OFF", f"-DAVSER_ISAS={isas}")
+        assert found.returncode != 0 and "avser_fast: AVSER_ISAS: expected" in " ".join(found.stderr.split())
 
 
 def test_a_bad_choice_of_instruction_set_stays_a_backend_error() -> None:
