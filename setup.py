@@ -48,7 +48,6 @@ class CMakeBuild(build_ext):
         (folder / "CMakeCache.txt").unlink(missing_ok=True)
         define = {
             "AVSER_OUTPUT_DIR": package,
-            "AVSER_VERSION": self.distribution.get_version(),
             "AVSER_CUDA": backend.cuda(),
             "AVSER_NVCC": backend.installed_nvcc() or backend.wheel_nvcc() or "",
             "AVSER_TORCH": "OFF" if slim else "ON",

@@ -5,7 +5,8 @@ BackendError for ``AVSER_FAST_CPU_ISA``.  The interpreter lock is released while
 caller and changes no bit of a result.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -42,6 +43,14 @@ def log_mel(
 def add_deltas(features: NDArray[np.float32] | NDArray[np.float64], channels: int, window: int = 2) -> NDArray[Any]:
     """(frames, bands) to (channels, frames, bands): static, delta, delta of delta; see ``reference.add_deltas``."""
 
+def normalize(
+    features: NDArray[np.float32], rule: str, mean: Sequence[float] = (), std: Sequence[float] = ()
+) -> NDArray[np.float32]:
+    """(channels, frames, bands), the shape is kept; ``rule`` and its values as in ``config.FrontEnd``.
+
+    See ``reference.normalize``.
+    """
+
 def clip_table(frames: int, clips: int | None, clip_frames: int, rule: str) -> NDArray[np.int64]:
     """(L, clip_frames) 1-based frame numbers, 0 = padding; see ``reference.clip_table``."""
 
@@ -75,6 +84,36 @@ class Engine:
     @property
     def isa(self) -> str:
         """Instruction set that this engine runs on."""
+
+class SpeechModel:
+    """The whole way in one call, from a waveform to scores: what ``Recognizer`` does on the engine, in C++.
+
+    Immutable, safe to call from many threads.  ``tensors`` are float32, named as in the state dict of ``nn.MDSCM``, and
+    copied; ``spec_json`` is ``json.dumps(ModelSpec.to_dict())``.
+    """
+
+    def __init__(self, spec_json: str, tensors: Mapping[str, NDArray[np.float32]]) -> None: ...
+    @staticmethod
+    def open(path: str | os.PathLike[str]) -> SpeechModel:
+        """A model file; ModelError, one sentence that names it, for anything else."""
+
+    def run(
+        self,
+        waveform: NDArray[np.int16] | NDArray[np.float32],
+        sampling_rate: int | None = None,
+        *,
+        threads: int = 1,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
+        """1-D samples at int16 scale, at the model's rate unless ``sampling_rate`` says another, to probabilities (K,),
+        features (L, D) and logits (L, K) of the clips that vote, and what each holds: frames (L, 2) and seconds (L, 2),
+        begin and end, all zero for padding alone.
+        """
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+    @property
+    def sampling_rate(self) -> int:
+        """Of the front end, in hertz."""
 
 def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """The kernels' own natural logarithm of positive numbers, for tests."""

@@ -11,9 +11,11 @@
 #include "common/executor.h"
 #include "common/isa.h"
 #include "engine/bind.h"
+#include "model/bind.h"
 #include "ops/frame_clips/frame_clips.h"
 #include "ops/log_mel/add_deltas.h"
 #include "ops/log_mel/log_mel.h"
+#include "ops/normalize/normalize.h"
 #include "ops/resample/resample.h"
 
 namespace py = pybind11;
@@ -92,6 +94,18 @@ py::array add_deltas_array(const py::array& features, int64_t channels, int64_t 
               "add_deltas: features: expected a (frames, bands) array of float32 or float64, got ", describe(features));
   return holds<float>(features) ? add_deltas_as<float>(features, channels, window)
                                 : add_deltas_as<double>(features, channels, window);
+}
+
+py::array normalize_array(const py::array& features, const std::string& rule, const std::vector<double>& mean,
+                          const std::vector<double>& std) {
+  AVSER_CHECK(features.ndim() == 3 && holds<float>(features), input,
+              "normalize: features: expected a (channels, frames, bands) array of float32, got ", describe(features));
+  const Normalization normalization{normalize_rule(rule), mean, std};
+  py::array_t<float, py::array::c_style> out(py::array(features.attr("copy")("C")));
+  float* values = out.mutable_data();
+  const py::gil_scoped_release release;
+  normalize(values, out.shape(0), out.shape(1), out.shape(2), normalization);
+  return out;
 }
 
 ClipTable table_of(int64_t frames, const std::optional<int64_t>& clips, int64_t clip_frames, const std::string& rule) {
@@ -197,7 +211,9 @@ void translate(std::exception_ptr pointer) {
         break;
     }
     const py::object type = py::module_::import("avser_fast.errors").attr(name);
-    PyErr_SetString(type.ptr(), error.what());
+    // A message may name a file whose name is not UTF-8.
+    const py::object text = py::bytes(error.what()).attr("decode")("utf-8", "replace");
+    PyErr_SetObject(type.ptr(), text.ptr());
   }
 }
 
@@ -213,6 +229,8 @@ void bind_front_end(py::module_& m) {
         py::arg("low_hz") = o.low_hz, py::arg("high_hz") = o.high_hz, py::arg("dtype") = "float32",
         py::arg("threads") = 1);
   m.def("add_deltas", &add_deltas_array, py::arg("features"), py::arg("channels"), py::arg("window") = 2);
+  m.def("normalize", &normalize_array, py::arg("features"), py::arg("rule"), py::arg("mean") = std::vector<double>(),
+        py::arg("std") = std::vector<double>());
   m.def("clip_table", &clip_table_array, py::arg("frames"), py::arg("clips"), py::arg("clip_frames"), py::arg("rule"));
   m.def("frame_clips", &frame_clips_array, py::arg("features"), py::arg("clips"), py::arg("clip_frames"),
         py::arg("rule"));
@@ -227,4 +245,5 @@ PYBIND11_MODULE(_engine, m) {
   m.doc() = "The kernels and the whole-model Engine on NumPy arrays; needs no torch.";
   avser::bind_front_end(m);
   avser::bind_engine(m);
+  avser::bind_model(m);
 }

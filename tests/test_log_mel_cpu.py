@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from avser_fast import _engine, reference
+from avser_fast.config import FrontEnd
 from avser_fast.errors import BackendError, ConfigError, InputError
 from avser_fast.testing import assert_close
 
@@ -324,6 +325,30 @@ def test_add_deltas_matches_reference(dtype: type) -> None:
         assert_close(out, wanted, 1e-14 if dtype == np.float64 else 1e-6, f"{frames}, {channels}, {window}")
 
 
+@pytest.mark.parametrize(
+    ("channels", "frames", "bands"), [(1, 1, 1), (2, 7, 1), (1, 300, 2), (3, 1000, 40), (3, 2, 128)]
+)
+def test_normalize_matches_reference_and_numpy(channels: int, frames: int, bands: int) -> None:
+    random = np.random.default_rng(frames)
+    values = random.normal(8, 5, (channels, frames, bands)).astype(np.float32)
+    values[0, :, 0] = -36.04365  # what a band without a bin holds
+    mean, std = random.uniform(0.1, 9, (2, channels)).tolist()
+    for rule in ("none", "global", "utterance"):
+        known = {"mean": tuple(mean), "std": tuple(std)} if rule == "global" else {}
+        out = _engine.normalize(values, rule, **known)
+        front = FrontEnd(mel_bands=bands, channels=channels, normalization=rule, **known)
+        wanted = reference.normalize(torch.from_numpy(values).double(), front)
+        assert out.dtype == np.float32 and out is not values
+        assert_close(out, wanted, 1e-6, rule)
+        assert np.array_equal(_engine.normalize(values[:, :, ::-1], rule, **known), out[:, :, ::-1])
+    if bands > 1:  # NumPy, too, adds the frames one after the other then
+        low = values.mean(1, dtype=np.float64, keepdims=True)
+        scale = np.maximum(values.std(1, dtype=np.float64, keepdims=True), 1e-5)
+        assert np.array_equal(out, ((values - low) / scale).astype(np.float32))
+    values[0, 0, 0] = np.nan
+    assert np.isnan(_engine.normalize(values, "utterance")[0, :, 0]).all()
+
+
 RATES = ((44100, 16000), (48000, 16000), (8000, 16000), (22050, 16000), (16000, 44100), (44101, 16000), (11025, 16000),
          (192000, 16000), (16000, 16001), (3, 2), (1, 3), (384000, 100), (7, 7))  # fmt: skip
 
@@ -388,6 +413,13 @@ def test_resample_computes_unusual_ratios_without_a_table() -> None:
         (ConfigError, ("add_deltas", "channels", "4"), lambda: _engine.add_deltas(np.zeros((3, 4)), 4)),
         (ConfigError, ("add_deltas", "window", "0"), lambda: _engine.add_deltas(np.zeros((3, 4)), 2, 0)),
         (InputError, ("add_deltas", "features", "(3,)"), lambda: _engine.add_deltas(np.zeros(3), 2)),
+        (
+            ConfigError,
+            ("normalize", "rule", "loud"),
+            lambda: _engine.normalize(np.zeros((1, 2, 3), np.float32), "loud"),
+        ),
+        (ConfigError, ("normalize", "mean", "0"), lambda: _engine.normalize(np.zeros((1, 2, 3), np.float32), "global")),
+        (InputError, ("normalize", "features", "float64"), lambda: _engine.normalize(np.zeros((1, 2, 3)), "none")),
         (InputError, ("resample", "waveform", "float64"), lambda: _engine.resample(np.zeros(3), 2, 3)),
         (InputError, ("resample", "waveform", "0"), lambda: _engine.resample(np.zeros(0, np.float32), 2, 3)),
         (ConfigError, ("resample", "to_rate", "384001"), lambda: _engine.resample(np.zeros(3, np.float32), 2, 384001)),

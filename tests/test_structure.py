@@ -74,7 +74,7 @@ def test_the_import_test_sees_a_wrong_import(tmp_path: Path, monkeypatch: pytest
 
 def source_files() -> list[Path]:
     suffixes = {".py", ".cpp", ".h", ".cu", ".txt", ".toml", ".pyi"}
-    folders = ("avser_fast", "csrc", "python_training", "benchmarks", "build_backend")
+    folders = ("avser_fast", "csrc", "examples", "python_training", "benchmarks", "build_backend")
     files = [ROOT / "setup.py", ROOT / "CMakeLists.txt", ROOT / "pyproject.toml"]
     files += [p for folder in folders for p in (ROOT / folder).rglob("*")]
     return [p for p in files if p.suffix in suffixes and p.is_file()]

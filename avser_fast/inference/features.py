@@ -10,9 +10,6 @@ import numpy as np
 from ..config import ClipRule, FrontEnd
 from ..errors import BackendError
 
-#: Smallest standard deviation that ``utterance`` normalisation divides by, as in the reference.
-STD_FLOOR = 1e-5
-
 
 def engine_module() -> Any:
     """The compiled module, or BackendError with the reason why it is not there."""
@@ -46,20 +43,8 @@ def features(waveform: np.ndarray, front_end: FrontEnd, threads: int = 1) -> np.
     """
     engine = engine_module()
     static = engine.log_mel(waveform, threads=threads, **log_mel_options(front_end))
-    return normalize(engine.add_deltas(static, front_end.channels, front_end.delta_window), front_end)
-
-
-def normalize(values: np.ndarray, front_end: FrontEnd) -> np.ndarray:
-    """``reference.normalize`` in NumPy: (channels, frames, bands) float32, the shape is kept."""
-    if front_end.normalization == "global":
-        mean = np.array(front_end.mean, np.float32).reshape(-1, 1, 1)
-        std = np.array(front_end.std, np.float32).reshape(-1, 1, 1)
-        return (values - mean) / std
-    if front_end.normalization == "utterance":
-        mean = values.mean(1, dtype=np.float64, keepdims=True)
-        std = np.maximum(values.std(1, dtype=np.float64, keepdims=True), STD_FLOOR)
-        return ((values - mean) / std).astype(np.float32)
-    return values
+    values = engine.add_deltas(static, front_end.channels, front_end.delta_window)
+    return np.asarray(engine.normalize(values, front_end.normalization, front_end.mean, front_end.std))
 
 
 def clips_and_table(values: np.ndarray, rule: ClipRule) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,10 @@ class Buffer {
     if (data_ == nullptr) throw std::bad_alloc();
   }
   char* data() const { return data_.get(); }
+  template <typename T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_.get());
+  }
   int64_t size() const { return size_; }
 
  private:

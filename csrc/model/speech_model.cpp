@@ -1,0 +1,196 @@
+#include "model/speech_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string_view>
+#include <type_traits>
+
+#include "common/check.h"
+#include "common/executor.h"
+#include "engine/buffer.h"
+#include "engine/engine.h"
+#include "model/safetensors.h"
+#include "model/spec.h"
+#include "ops/frame_clips/frame_clips.h"
+#include "ops/log_mel/add_deltas.h"
+#include "ops/log_mel/log_mel.h"
+#include "ops/normalize/normalize.h"
+#include "ops/resample/resample.h"
+
+namespace avser {
+namespace {
+
+// As in avser_fast/inference/audio.py.
+constexpr int64_t kMinRate = 4000;
+constexpr float kMaxPeak = 4 * 32768.0f;
+// Values of the clips that the shortest utterance has: a header must not ask for memory without end.
+constexpr int64_t kMaxValues = int64_t{1} << 28;
+
+const ModelSpec& checked(const ModelSpec& spec, const Tensors& tensors) {
+  const int64_t clips = spec.clip_rule.rule == "even" ? 1 : spec.clip_rule.clips, frames = spec.network.clip_frames;
+  const int64_t frame_values = spec.network.in_channels * spec.network.mel_bands;
+  AVSER_CHECK(clips <= kMaxValues / frames && clips * frames <= kMaxValues / frame_values, config,
+              "clip_rule: expected clips of at most ", kMaxValues, " values in all, got ", clips, " clips of ", frames,
+              " frames of ", frame_values);
+  for (const auto& [name, tensor] : tensors) {
+    constexpr std::string_view kVariance = "running_var";
+    if (name.size() < kVariance.size() || name.substr(name.size() - kVariance.size()) != kVariance) continue;
+    int64_t size = 1;
+    for (int64_t extent : tensor.shape) size *= extent;
+    AVSER_CHECK(std::all_of(tensor.data, tensor.data + size, [](float x) { return x >= 0; }), model, "tensor '", name,
+                "': expected variances of at least 0, got a smaller one");
+  }
+  return spec;
+}
+
+void check_samples(const float* samples, int64_t count) {
+  // Magnitudes are ordered as their bits are, infinity and NaN last.
+  int32_t most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, samples + i, sizeof bits);
+    most = std::max(most, bits & 0x7fffffff);
+  }
+  float peak;
+  std::memcpy(&peak, &most, sizeof peak);
+  AVSER_CHECK(std::isfinite(peak), input, "waveform: expected finite samples, got ",
+              std::isnan(peak) ? "NaN" : "infinity");
+  AVSER_CHECK(peak <= kMaxPeak, input, "waveform: expected samples at int16 scale, got a peak of ", peak);
+}
+
+// The clips that vote: the rule puts them first.  `even` never fills more clips than there are frames.
+ClipTable voting_clips(int64_t frames, const ClipRule& rule) {
+  static_assert(kNoClipLimit < 1, "the smaller of it and any number of frames is no limit again");
+  const int64_t clips = rule.rule == "even" ? std::min(rule.clips, frames) : rule.clips;
+  ClipTable table = clip_table(frames, clips, rule.clip_frames, rule.rule);
+  table.clips = std::count(table.valid.begin(), table.valid.end(), 1);
+  return table;
+}
+
+Segment segment_of(const int64_t* row, int64_t clip_frames, const LogMelOptions& o, double duration_s) {
+  const auto heard = [](int64_t frame) { return frame > 0; };
+  const int64_t* first = std::find_if(row, row + clip_frames, heard);
+  const int64_t count = std::count_if(first, row + clip_frames, heard);  // they follow each other
+  if (count == 0) return {};
+  const int64_t begin = *first - 1, end = begin + count;
+  const auto rate = static_cast<double>(o.sampling_rate);
+  const double start_s = static_cast<double>(begin * o.frame_step) / rate;
+  const double end_s = static_cast<double>((end - 1) * o.frame_step + o.frame_length) / rate;
+  return {begin, end, std::min(start_s, duration_s), std::min(end_s, duration_s)};
+}
+
+}  // namespace
+
+size_t Result::best() const {
+  return std::max_element(probabilities.begin(), probabilities.end()) - probabilities.begin();
+}
+
+SpeechModel SpeechModel::open(const std::string& path) {
+  const std::string where = cat("model '", path, "'");
+  try {
+    const ModelFile file = read_model_file(path);
+    const Json* spec = file.header.find("spec");
+    AVSER_CHECK(spec != nullptr, model, where, ": expected a spec in its header, got none");
+    try {
+      return SpeechModel(read_spec(*spec), file.tensors);
+    } catch (const Error& error) {
+      if (error.kind() == ErrorKind::backend) throw;
+      fail(ErrorKind::model, where, ": ", error.what());
+    }
+  } catch (const std::bad_alloc&) {
+    fail(ErrorKind::model, where, ": expected a model that fits into memory, got a larger one");
+  } catch (const std::length_error&) {
+    fail(ErrorKind::model, where, ": expected a model that fits into memory, got a larger one");
+  }
+}
+
+SpeechModel::SpeechModel(const ModelSpec& spec, const Tensors& tensors)
+    : spec_(std::make_unique<const ModelSpec>(checked(spec, tensors))),
+      engine_(std::make_unique<const Engine>(spec.network, tensors)) {}
+
+SpeechModel::SpeechModel(SpeechModel&&) noexcept = default;
+SpeechModel& SpeechModel::operator=(SpeechModel&&) noexcept = default;
+SpeechModel::~SpeechModel() = default;
+
+const std::vector<std::string>& SpeechModel::labels() const { return spec_->labels; }
+
+int64_t SpeechModel::sampling_rate() const { return spec_->front_end.log_mel.sampling_rate; }
+
+template <typename Sample>
+Result SpeechModel::run_samples(const Sample* samples, int64_t count, int64_t rate, Executor& executor) const {
+  constexpr bool kFloat = std::is_same_v<Sample, float>;
+  const FrontEnd& front = spec_->front_end;
+  const LogMelOptions& options = front.log_mel;
+  const Network& network = spec_->network;
+  AVSER_CHECK(count >= 1, input, "waveform: expected at least 1 sample, got ", count);
+  AVSER_CHECK(rate == options.sampling_rate || (rate >= kMinRate && rate <= kMaxRate), input, "rate: expected ",
+              kMinRate, "..", kMaxRate, " hertz, got ", rate);
+  if constexpr (kFloat) check_samples(samples, count);
+
+  Waveform waveform{samples, kFloat ? SampleType::float32 : SampleType::int16, count};
+  std::vector<float> resampled;
+  if (rate != options.sampling_rate) {
+    resampled.resize(resampled_length(count, rate, options.sampling_rate));
+    if constexpr (kFloat) {
+      resample(samples, count, 1, rate, options.sampling_rate, resampled.data(), executor);
+    } else {
+      const std::vector<float> converted(samples, samples + count);
+      resample(converted.data(), count, 1, rate, options.sampling_rate, resampled.data(), executor);
+    }
+    waveform = {resampled.data(), SampleType::float32, static_cast<int64_t>(resampled.size())};
+  }
+
+  const int64_t frames = log_mel_frames(waveform.samples, options), bands = options.mel_bands;
+  constexpr int64_t kFloat32 = sizeof(float);
+  Buffer features(frames * bands * kFloat32);
+  log_mel(waveform, options, features.as<float>(), executor);
+  if (front.channels > 1) {
+    const Buffer fixed = std::move(features);
+    features = Buffer(front.channels * frames * bands * kFloat32);
+    add_deltas(fixed.as<float>(), frames, bands, front.channels, front.delta_window, features.as<float>(), executor);
+  }
+  normalize(features.as<float>(), front.channels, frames, bands, front.normalization);
+
+  const ClipTable table = voting_clips(frames, spec_->clip_rule);
+  const Buffer clips(table.clips * network.clip_floats() * kFloat32);
+  frame_clips(features.data(), front.channels, frames, bands * kFloat32, table, clips.data(), executor);
+
+  Result result;
+  result.probabilities.resize(network.classes);
+  result.features.resize(table.clips * network.features());
+  result.clip_logits.resize(table.clips * network.classes);
+  engine_->forward(clips.as<float>(), nullptr, 1, table.clips, result.probabilities.data(), result.features.data(),
+                   result.clip_logits.data(), executor);
+  AVSER_CHECK(
+      std::all_of(result.clip_logits.begin(), result.clip_logits.end(), [](float x) { return std::isfinite(x); }),
+      model, "model: expected finite scores, got others: its weights cannot be used");
+  const double duration_s = static_cast<double>(count) / static_cast<double>(rate);
+  for (int64_t i = 0; i < table.clips; ++i) {
+    result.segments.push_back(
+        segment_of(table.frame.data() + i * table.clip_frames, table.clip_frames, options, duration_s));
+  }
+  return result;
+}
+
+Result SpeechModel::run(const float* samples, int64_t count, int64_t rate, Executor& executor) const {
+  return run_samples(samples, count, rate, executor);
+}
+
+Result SpeechModel::run(const int16_t* samples, int64_t count, int64_t rate, Executor& executor) const {
+  return run_samples(samples, count, rate, executor);
+}
+
+Result SpeechModel::classify(const float* samples, int64_t count, int64_t rate, int threads) const {
+  PoolExecutor executor(threads);
+  return run_samples(samples, count, rate, executor);
+}
+
+Result SpeechModel::classify(const int16_t* samples, int64_t count, int64_t rate, int threads) const {
+  PoolExecutor executor(threads);
+  return run_samples(samples, count, rate, executor);
+}
+
+}  // namespace avser
