@@ -81,7 +81,9 @@ Network read_network(const std::string& spec_json) {
                                     {"attention_reduction", &Network::attention_reduction},
                                     {"encoder_layers", &Network::encoder_layers},
                                     {"encoder_heads", &Network::encoder_heads},
-                                    {"encoder_ff", &Network::encoder_ff}}) {
+                                    {"encoder_ff", &Network::encoder_ff},
+                                    {"statistics", &Network::statistics},
+                                    {"statistics_hidden", &Network::statistics_hidden}}) {
     read(fields, name, network.*field, "an integer");
   }
   read(fields, "stem", network.stem, "a list of integers");

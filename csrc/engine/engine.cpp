@@ -14,7 +14,7 @@ namespace {
 
 // Clips that share the encoder's matrix products: enough that reading the weights costs little, few enough that the
 // tokens stay in cache and memory is bounded for any batch.
-constexpr int64_t kGroup = 16;
+constexpr int64_t kGroup = 8;
 constexpr int64_t kCacheLine = 64;
 // Loads of whole vectors may reach behind the last element.
 constexpr int64_t kSlack = 64;
@@ -136,6 +136,7 @@ Engine::Engine(const Network& network, const Tensors& tensors, const EngineOptio
       dsc_block_(AVSER_PICK_FOR(isa_, dsc_block_kernels)),
       cs_attention_(AVSER_PICK_FOR(isa_, cs_attention_kernels)),
       encoder_{AVSER_PICK_FOR(isa_, gemm_kernels), AVSER_PICK_FOR(isa_, temporal_attention_kernels), float_lanes(isa_)},
+      frame_statistics_(AVSER_PICK_FOR(isa_, frame_statistics_kernels)),
       emotion_head_(AVSER_PICK_FOR(isa_, emotion_head_kernels)),
       weights_(network_, tensors, precision_, options.calibration, float_lanes(isa_)),
       workspaces_(options.poison) {
@@ -163,6 +164,10 @@ Engine::Engine(const Network& network, const Tensors& tensors, const EngineOptio
       const int64_t macs = tokens * (4 * width * width + 2 * width * network_.encoder_ff + 2 * tokens * width);
       parts.emplace_back(cat("temporal_attention.", i), macs);
     }
+    const FrameStatistics& statistics = weights_.statistics;
+    parts.emplace_back("frame_statistics",
+                       network_.in_channels * network_.clip_frames * network_.mel_bands * statistics.maps +
+                           statistics.width() * statistics.hidden.n);
     parts.emplace_back("emotion_head", network_.features() * network_.classes);
     profile_.start(cat(precision_name(precision_), ", ", isa_name(isa_)), parts, 0);
   }
@@ -224,7 +229,7 @@ void Engine::plan() {
   areas.emplace_back(&stages_.back().x, at);
   areas.emplace_back(&stages_.back().y, at);
   need(cs_attention_.scratch(weights_.attention, height, width) * static_cast<int64_t>(sizeof(float)));
-  need(emotion_head_.scratch(weights_.head) * static_cast<int64_t>(sizeof(float)));
+  need((head_floats() + emotion_head_.scratch(weights_.head)) * static_cast<int64_t>(sizeof(float)));
   for (const auto& [made, area] : areas) made->data = offset(area * area_bytes);
   maps_bytes_ = 3 * area_bytes;
 }
@@ -351,12 +356,34 @@ void Engine::run_group(const float* clips, const int64_t* which, int64_t count, 
     if (observer != nullptr) observer->enter(cat("temporal_attention.", i));
     temporal_attention(encoder_, weights_.encoder[i], group, count, tokens, scratch, executor, observer);
   }
-  const Profile::Scope scope(profile_, stages_.size() + weights_.encoder.size(), static_cast<double>(count));
-  for (int64_t i = 0; i < count; ++i) {
-    emotion_head_.classify(weights_.head, group + i * tokens * token, tokens, features + which[i] * network_.features(),
-                           logits + which[i] * network_.classes,
-                           reinterpret_cast<float*>(workspace + threads * maps_bytes_));
-  }
+  executor.parallel_for(count, 1, [&](int64_t begin, int64_t end, int worker) {
+    float* own = reinterpret_cast<float*>(workspace + threads * maps_bytes_ + worker * scratch_bytes_);
+    for (int64_t i = begin; i < end; ++i) {
+      const float* hidden = run_statistics(clips + which[i] * network_.clip_floats(), own);
+      const Profile::Scope scope(profile_, stages_.size() + weights_.encoder.size() + 1, 1);
+      emotion_head_.classify(weights_.head, group + i * tokens * token, tokens, hidden,
+                             features + which[i] * network_.features(), logits + which[i] * network_.classes,
+                             own + head_floats());
+    }
+  });
+}
+
+// What the statistics path keeps in front of the head's own scratch: the statistics, the hidden layer, its scratch.
+int64_t Engine::head_floats() const {
+  if (network_.statistics == 0) return 0;
+  const int64_t lanes = encoder_.lanes;
+  return round_up(weights_.statistics.width(), lanes) + round_up(network_.statistics_hidden, lanes) +
+         round_up(frame_statistics_.scratch(weights_.statistics, network_.clip_frames), lanes);
+}
+
+const float* Engine::run_statistics(const float* clip, float* scratch) const {
+  if (network_.statistics == 0) return nullptr;
+  const Profile::Scope scope(profile_, stages_.size() + weights_.encoder.size(), 1);
+  float* hidden = scratch + round_up(weights_.statistics.width(), encoder_.lanes);
+  float* rest = hidden + round_up(network_.statistics_hidden, encoder_.lanes);
+  frame_statistics_.measure(weights_.statistics, clip, network_.clip_frames, scratch, rest);
+  frame_statistics_.classify(weights_.statistics, scratch, hidden);
+  return hidden;
 }
 
 void Engine::forward(const float* clips, const bool* valid, int64_t batch, int64_t clips_per_utterance,
@@ -396,6 +423,7 @@ std::vector<std::string> Engine::stems() const {
   for (size_t i = 0; i < weights_.blocks.size(); ++i) names.push_back(cat("dsc_block.", i));
   names.push_back("cs_attention");
   for (size_t i = 0; i < weights_.encoder.size(); ++i) names.push_back(cat("temporal_attention.", i));
+  if (network_.statistics > 0) names.push_back("frame_statistics");
   return names;
 }
 
@@ -416,13 +444,20 @@ Intermediate Engine::intermediate(const float* clips, int64_t count, const std::
   // The last stage to run, and the value's quantisation.
   const Stage* last = &stages_.back();
   std::string value;
-  if (!tokens_wanted && stem != "cs_attention") {
+  if (stem == "conv_stem" || stem.rfind("dsc_block", 0) == 0) {
     const int64_t blocks = found - names.begin();  // that run
     last = &stages_[weights_.stem.size() + 2 * blocks];
     value = blocks == 0 ? cat("conv_stem.", weights_.stem.size() - 1) : stem;
   }
   for (int64_t i = 0; i < count; ++i) {
     const float* clip = clips + i * network_.clip_floats();
+    if (stem == "frame_statistics") {
+      float* measured = reinterpret_cast<float*>(scratch);
+      run_statistics(clip, measured);
+      out.shape = {weights_.statistics.width()};
+      out.values.insert(out.values.end(), measured, measured + weights_.statistics.width());
+      continue;
+    }
     if (tokens_wanted) {
       float* group = reinterpret_cast<float*>(scratch + scratch_bytes_);
       const int64_t tokens = network_.tokens(), rows = network_.rows(), channels = network_.blocks.back();

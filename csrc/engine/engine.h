@@ -51,7 +51,7 @@ class Engine {
                float* features, float* logits, Executor& executor) const;
 
   // The names that `intermediate` knows, in the order of the data: conv_stem, dsc_block.i, cs_attention,
-  // temporal_attention.i.
+  // temporal_attention.i, frame_statistics.
   std::vector<std::string> stems() const;
   // What `stem` makes of `count` clips: maps are (channels, height, width), tokens (tokens, width) in the published
   // order.  A block that another one follows is rectified already.
@@ -83,6 +83,9 @@ class Engine {
   // The convolutions of `count` clips, each to its tokens.
   void convolve(const float* clips, const int64_t* which, int64_t count, float* tokens, char* workspace,
                 Executor& executor, Observer* observer) const;
+  // The hidden layer of the statistics path, in scratch of head_floats(); null where the network has no such path.
+  int64_t head_floats() const;
+  const float* run_statistics(const float* clip, float* scratch) const;
   // Clips `which` of the batch, at most kGroup of them.
   void run_group(const float* clips, const int64_t* which, int64_t count, float* features, float* logits,
                  char* workspace, Executor& executor, Observer* observer = nullptr) const;
@@ -94,6 +97,7 @@ class Engine {
   const DscBlockKernels& dsc_block_;
   const CsAttentionKernels& cs_attention_;
   const EncoderKernels encoder_;
+  const FrameStatisticsKernels& frame_statistics_;
   const EmotionHeadKernels& emotion_head_;
   const Weights weights_;
   std::vector<Stage> stages_;

@@ -21,6 +21,8 @@ struct Network {
   int64_t encoder_heads = 4;
   int64_t encoder_ff = 512;
   bool mean_std = false;
+  int64_t statistics = 0;  // outputs of the statistics path's map over the bands; 0: no such path
+  int64_t statistics_hidden = 128;
 
   // Throws a config error that names the field when a value cannot be run.
   void check() const;
@@ -31,7 +33,8 @@ struct Network {
   int64_t rows() const { return halved(mel_bands); }
   int64_t token_width() const { return blocks.back() * rows(); }
   int64_t attention_width() const;
-  int64_t features() const { return token_width() * (mean_std ? 2 : 1); }
+  int64_t pooled_features() const { return token_width() * (mean_std ? 2 : 1); }
+  int64_t features() const { return pooled_features() + (statistics > 0 ? statistics_hidden : 0); }
 
  private:
   int64_t halved(int64_t size) const;

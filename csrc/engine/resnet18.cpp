@@ -63,7 +63,7 @@ ResNet18::ResNet18(int64_t in_channels, int64_t classes, const Tensors& tensors,
       in = out;
     }
   }
-  head_ = {kFeatures, 1, false, packer.pack(packer.linear("head", classes, kFeatures), {Precision::float32})};
+  head_ = {kFeatures, 1, false, 0, packer.pack(packer.linear("head", classes, kFeatures), {Precision::float32})};
   packer.ignore("domain.");
   packer.finish();
 }
@@ -158,7 +158,7 @@ void ResNet18::run_group(const float* clips, int64_t count, int64_t height, int6
   }
   float* scratch = reinterpret_cast<float*>(workspace + 4 * count * maps.area_bytes);
   for (int64_t i = 0; i < count; ++i) {
-    emotion_head_.classify(head_, reinterpret_cast<const float*>(x[i].data), h * w, features + i * kFeatures,
+    emotion_head_.classify(head_, reinterpret_cast<const float*>(x[i].data), h * w, nullptr, features + i * kFeatures,
                            logits + i * classes_, scratch);
   }
 }

@@ -30,12 +30,14 @@ class WeightsBuilder : private Packer {
     }
     out_.attention = cs_attention(in);
     for (int64_t i = 0; i < network_.encoder_layers; ++i) out_.encoder.push_back(encoder_layer(i));
-    out_.head = {in, network_.rows(), network_.mean_std, {}};
+    if (network_.statistics > 0) out_.statistics = frame_statistics();
+    out_.head = {in, network_.rows(), network_.mean_std, network_.statistics > 0 ? network_.statistics_hidden : 0, {}};
     Matrix head = linear("head", network_.classes, network_.features());
     std::vector<int64_t> places;
-    for (int64_t part = 0; part < network_.features(); part += network_.token_width()) {
+    for (int64_t part = 0; part < network_.pooled_features(); part += network_.token_width()) {
       for (int64_t place : token_places()) places.push_back(part + place);
     }
+    for (int64_t i = network_.pooled_features(); i < network_.features(); ++i) places.push_back(i);
     out_.head.head = pack(head, {Precision::float32, places});
     ignore("domain.");  // of an audio-visual encoder with this body: only training needs it
     finish();
@@ -150,6 +152,34 @@ class WeightsBuilder : private Packer {
       attention.channel2 = pack(linear("body.attention.channel2", channels, hidden), {Precision::float32});
     }
     return attention;
+  }
+
+  FrameStatistics frame_statistics() {
+    FrameStatistics statistics{};
+    statistics.channels = network_.in_channels;
+    statistics.bands = network_.mel_bands;
+    statistics.maps = network_.statistics;
+    const int64_t bands = network_.mel_bands, maps = network_.statistics, width = statistics.width();
+    const float* gate = take("statistics.gate.weight", {1, bands});
+    statistics.gate_bias = *take("statistics.gate.bias", {1});
+    Matrix map = linear("statistics.bands", maps, bands, {}, false);
+    map.n += 1;
+    map.weight.insert(map.weight.end(), gate, gate + bands);
+    map.bias.push_back(0.0);
+    statistics.map = pack(map, {Precision::float32});
+    // The batch norm stands before the hidden layer: it scales columns.
+    Matrix norm{width, 1, std::vector<double>(width, 1.0), std::vector<double>(width, 0.0)};
+    fold("statistics.norm", norm);
+    Matrix hidden = linear("statistics.hidden", network_.statistics_hidden, width);
+    for (int64_t i = 0; i < hidden.n; ++i) {
+      for (int64_t j = 0; j < width; ++j) {
+        double& weight = hidden.weight[i * width + j];
+        hidden.bias[i] += weight * norm.bias[j];
+        weight *= norm.weight[j];
+      }
+    }
+    statistics.hidden = pack(hidden, {Precision::float32});
+    return statistics;
   }
 
   // Where a token's feature, channel-major in the model, stands in a token: the channels of each mel row in turn.

@@ -12,6 +12,7 @@
 #include "ops/cs_attention/cs_attention.h"
 #include "ops/dsc_block/dsc_block.h"
 #include "ops/emotion_head/emotion_head.h"
+#include "ops/frame_statistics/frame_statistics.h"
 #include "ops/temporal_attention/temporal_attention.h"
 
 namespace avser {
@@ -26,6 +27,7 @@ struct Weights {
   std::vector<DscBlock> blocks;
   CsAttention attention{};
   std::vector<EncoderLayer> encoder;
+  FrameStatistics statistics{};
   EmotionHead head{};
   std::map<std::string, Quantisation> quantisations;  // int8
 

@@ -177,7 +177,7 @@ ClipRule read_clip_rule(const Json* json) {
 Network read_network(const Json* json) {
   Network network;
   std::string pooling = "mean";
-  double block_dropout = 0, encoder_dropout = 0;
+  double block_dropout = 0, encoder_dropout = 0, statistics_dropout = 0;
   Fields fields(json, "network");
   fields.read("mel_bands", network.mel_bands);
   fields.read("in_channels", network.in_channels);
@@ -194,6 +194,9 @@ Network read_network(const Json* json) {
   fields.read("pooling", pooling);
   fields.read("block_dropout", block_dropout);
   fields.read("encoder_dropout", encoder_dropout);
+  fields.read("statistics", network.statistics);
+  fields.read("statistics_hidden", network.statistics_hidden);
+  fields.read("statistics_dropout", statistics_dropout);
   fields.done();
 
   AVSER_CHECK(pooling == "mean" || pooling == "mean_std", config, "network.pooling: expected mean or mean_std, got '",

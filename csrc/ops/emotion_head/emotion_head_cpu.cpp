@@ -11,7 +11,8 @@ int64_t scratch_floats(const EmotionHead& head) {
   return 2 * round_up(head.width(), kLanes) + round_up(head.features(), kLanes) + round_up(head.head.n, kLanes);
 }
 
-void classify(const EmotionHead& head, const float* x, int64_t tokens, float* feature, float* logits, float* scratch) {
+void classify(const EmotionHead& head, const float* x, int64_t tokens, const float* hidden, float* feature,
+              float* logits, float* scratch) {
   const int64_t width = head.width(), stride = round_up(width, kLanes);
   float* means = scratch;
   float* deviations = means + stride;
@@ -34,11 +35,15 @@ void classify(const EmotionHead& head, const float* x, int64_t tokens, float* fe
   }
   std::memcpy(joined, means, width * sizeof(float));
   if (head.deviation) std::memcpy(joined + width, deviations, width * sizeof(float));
-  for (int64_t part = 0; part < head.features(); part += width) {
+  for (int64_t part = 0; part < head.pooled(); part += width) {
     for (int64_t row = 0; row < head.rows; ++row) {
       const float* from = joined + part + row * head.channels;
       for (int64_t c = 0; c < head.channels; ++c) feature[part + c * head.rows + row] = from[c];
     }
+  }
+  if (head.hidden > 0) {
+    std::memcpy(joined + head.pooled(), hidden, head.hidden * sizeof(float));
+    std::memcpy(feature + head.pooled(), hidden, head.hidden * sizeof(float));
   }
   const GemmRow row{joined, padded, nullptr};
   gemm_kernels().run(head.head, 0, gemm_panels(head.head.n, kLanes), one_segment(head.head), &row, 1, {});
