@@ -7,6 +7,12 @@
 #include "common/check.h"
 
 namespace avser {
+namespace {
+
+// Times the largest sum of nine products of bytes, the rounded result still fits 32 bits.
+constexpr double kMostScale = 3000.0;
+
+}  // namespace
 
 class WeightsBuilder : private Packer {
  public:
@@ -93,11 +99,31 @@ class WeightsBuilder : private Packer {
     const float* weight = take(name + ".weight", {channels, 1, 3, 3});
     const int64_t stride = round_up(channels, lanes());
     float* taps = allocate<float>(9 * stride);
-    for (int64_t c = 0; c < channels; ++c) {
-      const double factor = in == nullptr ? 1.0 : in->size[c] / out->size[c];
-      for (int64_t tap = 0; tap < 9; ++tap) taps[tap * stride + c] = static_cast<float>(weight[c * 9 + tap] * factor);
+    if (in == nullptr) {
+      for (int64_t i = 0; i < 9 * channels; ++i) taps[i % 9 * stride + i / 9] = weight[i];
+      return {taps, nullptr, nullptr};
     }
-    return {taps, out == nullptr ? nullptr : padded(out->zero)};
+    Dots* dots = allocate<Dots>(stride / Dots::kChannels);
+    for (int64_t c = 0; c < channels; ++c) {
+      double most = 0.0;
+      for (int64_t tap = 0; tap < 9; ++tap) most = std::fmax(most, std::fabs(weight[c * 9 + tap]));
+      const double size = most > 0 ? most / 127.0 : 1.0;
+      // A channel that hardly moved while it was measured is limited either way; its sums must stay whole numbers.
+      const double scale = std::fmin(size * in->size[c] / out->size[c], kMostScale);
+      const int64_t vector = c % 16 / 4, at = c % 64 / 16 * 4 + c % 4;
+      const bool whole = c / Dots::kChannels < stride / Dots::kChannels;
+      Dots* to = whole ? dots + c / Dots::kChannels : nullptr;
+      for (int64_t tap = 0; tap < 9; ++tap) {
+        const double number = std::nearbyint(weight[c * 9 + tap] / size);
+        taps[tap * stride + c] = static_cast<float>(number * scale);
+        if (whole) to->taps[tap % 3][vector][at * 4 + tap / 3] = static_cast<int8_t>(number);
+      }
+      if (whole) {
+        to->scale[vector][at] = static_cast<float>(scale);
+        to->zero[vector][at] = static_cast<float>(out->zero[c]);
+      }
+    }
+    return {taps, padded(out->zero), dots};
   }
 
   DscBlock dsc_block(size_t i, int64_t in, int64_t out) {

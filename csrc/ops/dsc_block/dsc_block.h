@@ -9,10 +9,21 @@
 namespace avser {
 
 // Taps of a 3x3 depthwise convolution, (9, channels rounded up to lanes), (ky, kx) first, padding zero.  In int8 the
-// taps turn steps of the input into steps of the output, to which `zero`, the step that stands for 0, is added.
+// taps turn steps of the input into steps of the output, to which `zero`, the step that stands for 0, is added; they
+// are whole multiples of one size per channel, which `dots` has for 8-bit dot products.
 struct Depthwise {
   const float* taps;
   const float* zero;  // int8: (channels rounded up to lanes)
+  struct Dots* dots;  // int8: one for every 64 channels that are there, padding included; or null
+};
+
+// 64 channels whose rows of three are interleaved byte by byte, within lanes of 16: number i of vector q and lane l
+// belongs to channel 16 l + 4 q + i.
+struct Dots {
+  static constexpr int64_t kChannels = 64;
+  alignas(64) int8_t taps[3][4][64];  // (kx, q, bytes): the taps of ky = 0, 1, 2 and a zero for each channel
+  alignas(64) float scale[4][16];
+  alignas(64) float zero[4][16];
 };
 
 struct DscBlock {
