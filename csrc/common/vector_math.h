@@ -33,14 +33,22 @@ AVSER_INLINE vfloat sigmoid(vfloat x) { return broadcast(1.0f) / (broadcast(1.0f
 
 // Sum and maximum of the lanes: halves are joined until one is left.
 AVSER_INLINE float lane_sum(vfloat x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
   float lanes[kFloatLanes];
   store(lanes, x);
   for (int n = kFloatLanes / 2; n > 0; n /= 2) {
     for (int i = 0; i < n; ++i) lanes[i] += lanes[i + n];
   }
   return lanes[0];
+#endif
 }
 AVSER_INLINE float lane_max(vfloat x) {
+#if defined(__AVX512F__)
+  const __m512 v = (__m512)x;
+  if (_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) == 0) return _mm512_reduce_max_ps(v);
+#endif
   float lanes[kFloatLanes];
   store(lanes, x);
   for (int n = kFloatLanes / 2; n > 0; n /= 2) {

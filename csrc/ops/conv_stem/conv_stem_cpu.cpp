@@ -25,14 +25,20 @@ void run(const ConvLayer& layer, const Map* x, const Map* add, const Map* y, int
          int64_t panel, int64_t panel_end) {
   const int64_t height = y->height, width = y->width, pad = layer.kernel / 2;
   const GemmWindow window{layer.kernel, layer.kernel * x->position_bytes() / 4, x->row_bytes() / 4};
+  const int64_t step = layer.stride * x->position_bytes();
   const Precision added = add == nullptr ? Precision::float32 : add->precision;
   RowBatch batch(layer.weights, window, {y->precision, layer.relu, added}, panel, panel_end);
   for (int64_t i = row; i < row_end; ++i) {
     const int64_t map = i / height, r = i % height;
     if (y[map].border > 0 && panel == 0) clear_border(y[map], r, r + 1);
+    const char* from = x[map].at(layer.stride * r - pad, -pad);
+    const char* other = add == nullptr ? nullptr : add[map].at(r, 0);
+    char* to = y[map].at(r, 0);
     for (int64_t j = 0; j < width; ++j) {
-      batch.push(x[map].at(layer.stride * r - pad, layer.stride * j - pad), y[map].at(r, j),
-                 add == nullptr ? nullptr : add[map].at(r, j));
+      batch.push(from, to, other);
+      from += step;
+      to += y->position_bytes();
+      if (other != nullptr) other += add->position_bytes();
     }
   }
   batch.flush();

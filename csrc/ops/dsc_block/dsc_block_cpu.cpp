@@ -163,7 +163,10 @@ void first(const DscBlock& block, const Map& x, const Map& hidden, int64_t row, 
     RowBatch batch(weights, one_segment(weights), output, 0, panels);
     const Element* from = band;
     for (int64_t i = begin; i < end; ++i) {
-      for (int64_t j = 0; j < x.width; ++j, from += x.stride) batch.push(from, hidden.at(i, j), nullptr);
+      char* to = hidden.at(i, 0);
+      for (int64_t j = 0; j < x.width; ++j, from += x.stride, to += hidden.position_bytes()) {
+        batch.push(from, to, nullptr);
+      }
     }
     batch.flush();
   }
@@ -232,7 +235,11 @@ void second(const DscBlock& block, const Map& x, const Map& hidden, const Map& y
       }
       float* most = pooled + (i - begin) * y.width * stride;
       pool_row<T::kPrecision == Precision::float32>(window, count, width, stride, block.pool_scale, most);
-      for (int64_t j = 0; j < y.width; ++j) shortcut.push(x.at(2 * i, 2 * j), y.at(i, j), most + j * stride);
+      const char* at_x = x.at(2 * i, 0);
+      char* at_y = y.at(i, 0);
+      for (int64_t j = 0; j < y.width; ++j, at_x += 2 * x.position_bytes(), at_y += y.position_bytes()) {
+        shortcut.push(at_x, at_y, most + j * stride);
+      }
     }
     shortcut.flush();
     if (end < row_end) std::memcpy(body, body + (2 * end - 1 - above) * width * stride, width * stride * sizeof(float));

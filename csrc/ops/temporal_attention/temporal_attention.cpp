@@ -50,13 +50,15 @@ void temporal_attention(const EncoderKernels& kernels, const EncoderLayer& layer
   const bool copied = layer.precision != Precision::float32;
   char* operands = copied ? scratch + at.operands : reinterpret_cast<char*>(x);
 
-  // Split by columns: each worker reads its own part of the weights, and a few clips are enough to keep all busy.
+  // Split by columns: each worker reads its own part of the weights, and a few clips are enough to keep all busy.  A
+  // piece is some neighbouring panels, whose weights follow each other.
   const auto linear = [&](const GemmWeights& weights, const char* from, int64_t from_bytes, char* to, int64_t to_bytes,
                           const GemmOutput& output, bool add) {
     for (int64_t i = 0; i < count; ++i) {
       rows[i] = {from + i * from_bytes, to + i * to_bytes, add ? to + i * to_bytes : nullptr};
     }
-    executor.parallel_for(gemm_panels(weights.n, kernels.lanes), 1, [&](int64_t begin, int64_t end, int) {
+    const int64_t panels = gemm_panels(weights.n, kernels.lanes), piece = panels / (4 * executor.threads());
+    executor.parallel_for(panels, piece > 1 ? piece : 1, [&](int64_t begin, int64_t end, int) {
       kernels.gemm.run(weights, begin, end, one_segment(weights), rows, count, output);
     });
   };

@@ -81,23 +81,26 @@ void pack_values(const float* x, int64_t row, int64_t tokens, int64_t size, int6
     const int64_t begin = column / kPanel * kPanel, width = panel_width(stride, begin);
     const int64_t real = size - column < kLanes ? size - column : kLanes;
     float* to = values + begin * tokens + (column - begin);
-    for (int64_t j = 0; j < tokens; ++j, to += width) {
-      vfloat value{};
-      std::memcpy(&value, x + j * row + column, real * sizeof(float));
-      if (scale != nullptr) {
-        vfloat factor{};
-        std::memcpy(&factor, scale + column, real * sizeof(float));
-        value = value * factor;
+    const float* from = x + column;
+    if (real < kLanes) {
+      for (int64_t j = 0; j < tokens; ++j, to += width, from += row) {
+        vfloat value{}, factor = broadcast(1.0f);
+        std::memcpy(&value, from, real * sizeof(float));
+        if (scale != nullptr) std::memcpy(&factor, scale + column, real * sizeof(float));
+        store(to, value * factor);
       }
-      store(to, value);
+    } else {
+      const vfloat factor = scale == nullptr ? broadcast(1.0f) : load(scale + column);
+      for (int64_t j = 0; j < tokens; ++j, to += width, from += row) store(to, load(from) * factor);
     }
   }
 }
 
 // softmax(scale * x) of the first n values; the rest of the row's vectors becomes zero.
 void softmax(float* x, int64_t n, float scale) {
+  static constexpr int32_t kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   vint32 lane;
-  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  std::memcpy(&lane, kLane, sizeof lane);
   const auto real = [&](int64_t i) { return lane < static_cast<int32_t>(n - i) - vint32{}; };
   vfloat larger = broadcast(x[0]);
   for (int64_t i = 0; i < n; i += kLanes) {
@@ -174,21 +177,31 @@ void normalize(const float* weight, const float* bias, int64_t width, int64_t ro
   const int64_t stride = round_up(width, kLanes);
   const int64_t whole = width / kLanes * kLanes;
   for (int64_t row = 0; row < rows; ++row, x += stride) {
-    vfloat sums{};
-    for (int64_t i = 0; i < whole; i += kLanes) sums += load(x + i);
-    float sum = lane_sum(sums);
-    for (int64_t i = whole; i < width; ++i) sum += x[i];
+    // Several sums at once: one alone would wait for the addition before.
+    constexpr int64_t kSums = 4;
+    vfloat sums[kSums]{};
+    int64_t i = 0;
+    for (; i + kSums * kLanes <= whole; i += kSums * kLanes) {
+      for (int64_t k = 0; k < kSums; ++k) sums[k] += load(x + i + k * kLanes);
+    }
+    for (; i < whole; i += kLanes) sums[0] += load(x + i);
+    float sum = lane_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (i = whole; i < width; ++i) sum += x[i];
     const float mean = sum / static_cast<float>(width);
 
-    vfloat squares{};
-    for (int64_t i = 0; i < whole; i += kLanes) {
-      const vfloat d = load(x + i) - broadcast(mean);
-      squares = fma(d, d, squares);
+    vfloat squares[kSums]{};
+    const auto add_square = [&](int64_t at, vfloat& to) {
+      const vfloat d = load(x + at) - broadcast(mean);
+      to = fma(d, d, to);
+    };
+    for (i = 0; i + kSums * kLanes <= whole; i += kSums * kLanes) {
+      for (int64_t k = 0; k < kSums; ++k) add_square(i + k * kLanes, squares[k]);
     }
-    float square = lane_sum(squares);
-    for (int64_t i = whole; i < width; ++i) square += (x[i] - mean) * (x[i] - mean);
+    for (; i < whole; i += kLanes) add_square(i, squares[0]);
+    float square = lane_sum((squares[0] + squares[1]) + (squares[2] + squares[3]));
+    for (i = whole; i < width; ++i) square += (x[i] - mean) * (x[i] - mean);
     const float scale = 1.0f / __builtin_sqrtf(square / static_cast<float>(width) + kNormEpsilon);
-    for (int64_t i = 0; i < stride; i += kLanes) {  // the padding's weight and bias are zero
+    for (i = 0; i < stride; i += kLanes) {  // the padding's weight and bias are zero
       store(x + i, fma((load(x + i) - broadcast(mean)) * broadcast(scale), load(weight + i), load(bias + i)));
     }
   }
