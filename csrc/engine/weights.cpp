@@ -70,6 +70,10 @@ class WeightsBuilder {
                   ": expected a tensor of this network, got one of shape ", shape_text(tensor.shape),
                   " that it does not have");
     }
+    for (const auto& [name, range] : calibration_) {
+      AVSER_CHECK(out_.quantisations.count(name) != 0, model, "Engine: calibration: ", name,
+                  ": expected a value of this network, got ranges of one that it does not have");
+    }
   }
 
  private:
