@@ -170,11 +170,11 @@ def _model_precisions(path: Path, isa: str | None) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        card = json.loads(header["__metadata__"]["avser_fast"])["card"]
+        card = json.loads(header["__metadata__"]["avser_fast"]).get("card", {})
         found: dict[str, Any] = {name: measured(card, name) for name in PRECISIONS[1:]}
         found["calibrated"] = any(name.startswith("calibration.") for name in header)
         found["auto"], found["reason"] = automatic(card, isa) if isa else (None, None)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
     return found
 

@@ -431,6 +431,7 @@ def test_doctor_says_what_is_native_and_what_auto_runs(
     write_model(tmp_path / "models" / "good.safetensors", SPEC, tensors, GOOD)
     (tmp_path / "models" / "ranges.safetensors").write_bytes(converted.read_bytes())
     (tmp_path / "models" / "torn.safetensors").write_bytes(converted.read_bytes()[:100])
+    (tmp_path / "models" / "vast.safetensors").write_bytes(b"\xff" * 100)
     monkeypatch.setattr(info, "PACKAGE", tmp_path)
     found = info.report()
     native = _engine.cpu_isa() == NATIVE
@@ -441,7 +442,7 @@ def test_doctor_says_what_is_native_and_what_auto_runs(
     text = info.doctor(found)
     assert "good: bf16 decides as float32 on 99.5 % of 339 utterances; int8 not measured, no ranges in the file" in text
     assert "ranges: bf16 decides as float32 on 100.0 % of 12 utterances" in text or "of 12 utterances" in text
-    assert "torn: cannot be read: " in text
+    assert "torn: cannot be read: " in text and "vast: cannot be read: " in text
     assert json.loads(json.dumps(found["model_precisions"])) == found["model_precisions"]
     found["precisions"]["bf16"] = "emulated"
     assert "bf16 emulated (slower, the same numbers up to rounding)" in info.doctor(found)

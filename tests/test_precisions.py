@@ -311,3 +311,31 @@ def test_unknown_stems_are_named(precision: str) -> None:
     assert stems == ["conv_stem", "dsc_block.0", "dsc_block.1", "cs_attention", "temporal_attention.0"]
     with pytest.raises(ConfigError, match="stop_after: expected one of conv_stem, .*, got 'dsc_block.2'"):
         make(SMALL, tensors, precision, ranges, stop_after="dsc_block.2")
+
+
+@pytest.mark.parametrize("value", ["1", "0", ""])
+def test_profile_names_every_part(tmp_path: Path, value: str) -> None:
+    code = (
+        "import json, sys, numpy as np\n"
+        "from avser_fast import _engine\n"
+        "stored = np.load(sys.argv[1])\n"
+        "tensors = {k: stored[k] for k in stored.files if k not in ('spec', 'clips')}\n"
+        "engine = _engine.Engine(str(stored['spec']), tensors, precision='bf16')\n"
+        "engine.forward(stored['clips'], threads=2); del engine; print('end', file=sys.stderr)"
+    )
+    tensors: dict[str, Any] = {**random_tensors(SMALL), "spec": np.array(spec_json(SMALL))}
+    np.savez(tmp_path / "in.npz", clips=random_clips(SMALL, 2, 3), **tensors)
+    environment = {**os.environ, "AVSER_FAST_PROFILE": value}
+    command = [sys.executable, "-c", code, str(tmp_path / "in.npz")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    lines = done.stderr.splitlines()
+    assert lines[-1] == "end", "the profile is printed when the engine is closed"
+    if value != "1":
+        assert len(lines) == 1
+        return
+    assert lines[0] == f"avser_fast profile: bf16, {_engine.cpu_isa()}"
+    parts = [line[2:26].strip() for line in lines[2:-1]]
+    assert parts == [
+        "load", "conv_stem.0", "conv_stem.1", "dsc_block.0 first", "dsc_block.0 second", "dsc_block.1 first",
+        "dsc_block.1 second", "cs_attention", "temporal_attention.0", "emotion_head",
+    ]  # fmt: skip
