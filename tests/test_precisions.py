@@ -174,13 +174,14 @@ def check(
 
 
 def test_int8_costs_about_what_autocast_costs(family: list[Case]) -> None:
-    """Over the family the typical error of int8, ranges known, is below twice that of torch's bf16 autocast."""
+    """With ranges that cover its clips, the worst logit of int8 is at most twice as far off as that of torch's bf16
+    autocast in nine members of ten, and typically no further.  No rule of rounding to 256 steps promises it of all."""
     ratios = []
     for case in family:
         logits = make(case.network, case.tensors, "int8", case.ranges).forward(case.clips)[2]
         exact = case.exact["clip_logits"]
-        ratios.append(root_mean_square(logits, exact) / root_mean_square(case.autocast["clip_logits"], exact))
-    assert np.median(ratios) <= 2, ratios
+        ratios.append(max_error(logits, exact) / max_error(case.autocast["clip_logits"], exact))
+    assert np.quantile(ratios, 0.9) <= 2 and np.median(ratios) <= 1, ratios
 
 
 @pytest.mark.parametrize("precision", LOW)
