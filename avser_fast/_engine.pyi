@@ -16,7 +16,8 @@ def build_info() -> dict[str, Any]:
     """How this module was built: compiler, build type, instruction sets, CUDA, versions."""
 
 def supported_isas() -> list[str]:
-    """Instruction sets that are compiled in and that this machine has, best last: of scalar, avx2, avx512."""
+    """Instruction sets that are compiled in and that this machine has, best last: of scalar, avx2, avx512,
+    avx512_vnni, avx512_bf16."""
 
 def cpu_isa() -> str:
     """The one that runs: the best, or the one named by ``AVSER_FAST_CPU_ISA`` (BackendError when it cannot)."""
@@ -63,23 +64,50 @@ def resample(waveform: NDArray[np.float32], from_rate: int, to_rate: int) -> NDA
     """(samples,) to (ceil(samples * to_rate / from_rate),), rates 1..384000 hertz; see ``reference.resample``."""
 
 class Engine:
-    """The whole forward of one MDSCM in float32 on the CPU; immutable, safe to call from many threads."""
+    """The whole forward of one MDSCM on the CPU; immutable, safe to call from many threads."""
 
-    def __init__(self, spec_json: str, tensors: Mapping[str, NDArray[np.float32]], *, poison: bool = False) -> None:
+    def __init__(
+        self,
+        spec_json: str,
+        tensors: Mapping[str, NDArray[np.float32]],
+        *,
+        precision: Literal["float32", "bf16", "int8"] = "float32",
+        calibration: Mapping[str, NDArray[np.float32]] | None = None,
+        stop_after: str = "",
+        poison: bool = False,
+    ) -> None:
         """Pack the state dict of ``avser_fast.nn.MDSCM`` for ``json.dumps(ModelSpec.to_dict())``; arrays are copied.
 
-        ``poison`` fills unwritten memory with NaN before every call, for tests.  Raises ConfigError or ModelError
-        naming the field or tensor.
+        ``precision`` is that of the products; an instruction set without instructions for it computes them in wider
+        ones.  int8, and no other, needs the ``calibration`` of a float32 engine.  ``stop_after``, one of ``stems()``,
+        makes ``forward`` return what that stem makes, for debugging.  ``poison`` fills unwritten memory with NaN before
+        every call, for tests.  Raises ConfigError or ModelError naming the field, tensor or range.
         """
 
-    def forward(
-        self, clips: NDArray[np.float32], valid: NDArray[np.bool_] | None = None, threads: int = 1
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    def forward(self, clips: NDArray[np.float32], valid: NDArray[np.bool_] | None = None, threads: int = 1) -> Any:
         """(B, L, channels, clip_frames, bands), (B, L) or None: all clips vote, to (probabilities (B, classes),
-        clip features (B, L, D), clip logits (B, L, classes)).
+        clip features (B, L, D), clip logits (B, L, classes)), float32.
 
-        Probabilities are the softmax of the mean logits of the clips that vote, NaN where none does.
+        Probabilities are the softmax of the mean logits of the clips that vote, NaN where none does.  In bf16 and int8
+        a clip that holds NaN or infinity has NaN in every output.  With ``stop_after`` one array instead: (B, L,
+        channels, height, width) of a convolution or the attention, (B, L, tokens, width) of an encoder layer.
         """
+
+    def calibrate(self, clips: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """The range of every value that int8 rounds, measured on clips: name -> (2, channels), lowest and highest.
+
+        float32 engines only; clips as in ``forward``, finite, at least one.
+        """
+
+    def stems(self) -> list[str]:
+        """What ``stop_after`` may name: conv_stem, dsc_block.i, cs_attention, temporal_attention.i.
+
+        A dsc_block that another one follows is given rectified, as its follower reads it.
+        """
+
+    @property
+    def precision(self) -> str:
+        """float32, bf16 or int8."""
 
     @property
     def isa(self) -> str:

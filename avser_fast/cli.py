@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
-from .errors import AvserError
+from .errors import AvserError, BackendError, InputError
 
 if TYPE_CHECKING:
     from .inference.recognizer import Recognizer
@@ -85,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     infer.add_argument("--top-k", type=_count, metavar="K", help="show only the K most probable emotions")
     infer.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    infer.add_argument("--precision", default="auto", metavar="P", help="auto or float32 (default: %(default)s)")
+    infer.add_argument(
+        "--precision", default="auto", metavar="P", help="auto, float32, bf16 or int8 (default: %(default)s)"
+    )
     infer.add_argument(
         "--batch-size", type=_count, metavar="N", help="files scored together; changes memory, no result"
     )
@@ -93,6 +95,25 @@ def _parser() -> argparse.ArgumentParser:
         "--output", metavar="FILE", help="write here, whole or not at all, instead of the standard output"
     )
     infer.set_defaults(run=_infer)
+
+    convert = commands.add_parser(
+        "convert",
+        help="make a model file for another precision, or from a published checkpoint",
+        description="Write a model file that can run in another precision, with its measured agreement with float32 in "
+        "the card; or make one from a published checkpoint (.pth, needs torch).",
+        epilog="Recordings that cannot be used are reported on stderr and left out; the exit code is then 3.",
+    )
+    convert.add_argument("model", metavar="MODEL", help="shipped name, safetensors file or published .pth")
+    convert.add_argument("--precision", choices=("bf16", "int8"), help="what the file is to run in besides float32")
+    convert.add_argument("--calibrate", metavar="DIR", help="int8: recordings whose ranges are measured")
+    convert.add_argument(
+        "--measure", metavar="DIR", help="recordings to compare with float32 on (int8: those of --calibrate)"
+    )
+    convert.add_argument(
+        "--output", metavar="FILE", help="file to write (default: MODEL-PRECISION.safetensors in this folder)"
+    )
+    convert.add_argument("--limit", type=_count, metavar="N", help="only N recordings of each folder, evenly spread")
+    convert.set_defaults(run=_convert)
 
     doctor = commands.add_parser(
         "doctor",
@@ -200,6 +221,89 @@ def _write_table(
 
 def _number(value: float | None) -> str:
     return "" if value is None else repr(float(value))
+
+
+# convert
+
+
+def _convert(options: argparse.Namespace) -> int:
+    published = options.model.lower().endswith((".pth", ".pt"))
+    wrong = ""
+    if options.precision is None and not published:
+        wrong = "expected --precision bf16 or int8: a model file is float32 already"
+    elif options.precision is None and (options.calibrate or options.measure):
+        wrong = "expected --precision with --calibrate or --measure"
+    elif options.precision == "int8" and not options.calibrate:
+        wrong = "expected --calibrate DIR with --precision int8, recordings on which the ranges are measured"
+    elif options.precision == "bf16" and options.calibrate:
+        wrong = "expected no --calibrate with --precision bf16, which has no ranges; --measure DIR compares it"
+    elif options.precision == "bf16" and not options.measure:
+        wrong = "expected --measure DIR with --precision bf16: all that a file can say of bf16 is its agreement"
+    if wrong:
+        print(f"{PROGRAM} convert: {wrong}", file=sys.stderr)
+        return USAGE
+    output = options.output
+    if output is None:
+        stem = os.path.splitext(os.path.basename(options.model))[0]
+        output = f"{stem}-{options.precision or 'float32'}.safetensors"
+        if os.path.exists(output):
+            raise InputError(f"--output: expected a name, because the file {output!r} is there already")
+    if not published:
+        return _convert_precision(options, options.model, output)
+    if options.precision is None:
+        print(f"wrote {output}: {_import_published(options.model, output)}, float32")
+        return OK
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        imported = os.path.join(folder, os.path.splitext(os.path.basename(options.model))[0] + ".safetensors")
+        _import_published(options.model, imported)
+        return _convert_precision(options, imported, output)
+
+
+def _import_published(path: str, output: str) -> str:
+    """Make a model file from a published checkpoint and return its kind."""
+    if importlib.util.find_spec("torch") is None:
+        raise BackendError(f"convert: {path!r}: reading a published checkpoint needs torch; pip install torch")
+    from .av4ser import import_av4ser, load_av4ser
+
+    kind, _ = load_av4ser(path, "convert")
+    source: dict[str, Any] = {kind if kind in ("mdscm", "fusion") else "avdal": path}
+    import_av4ser(out=output, **source)
+    return kind
+
+
+def _convert_precision(options: argparse.Namespace, model: str, output: str) -> int:
+    from .inference.convert import convert_model
+    from .precision import LEAST_AGREEMENT
+
+    bar = sys.stderr.isatty()
+
+    def progress(doing: str, done: int, total: int) -> None:
+        print(f"\r{doing}: {done}/{total} files", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    def report(error: str) -> None:
+        print(f"{chr(10) if bar else ''}{PROGRAM}: {error}", file=sys.stderr)
+
+    done = convert_model(
+        model,
+        output,
+        precision=options.precision,
+        calibrate_on=options.calibrate,
+        measure_on=options.measure,
+        limit=options.limit,
+        progress=progress if bar else None,
+        on_bad_file=report,
+    )
+    print(f"wrote {output}" + (f": ranges of {done.calibrated_on} recordings" if done.calibrated_on else ""))
+    print("precision  recordings  same decision as float32  largest difference of a score")
+    for name, entry in done.measured.items():
+        share = 100 * entry["agreement"]
+        below = f"  (below {100 * LEAST_AGREEMENT[name]:.0f} %)" if entry["agreement"] < LEAST_AGREEMENT[name] else ""
+        print(f"{name:<9}  {entry['utterances']:>10}  {share:>22.1f} %  {entry['largest_difference']:>29.4f}{below}")
+    if options.measure is None:
+        print("Compared on the recordings that calibrated it: others may differ more (--measure DIR).")
+    return SOME_FAILED if done.bad else OK
 
 
 # doctor, training

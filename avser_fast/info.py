@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .precision import PRECISIONS, automatic, is_native, measured
+
 PACKAGE = Path(__file__).resolve().parent
 #: What `pip install avser_fast` brings, and what each extra needs; shown with their versions.
 PACKAGES = ("numpy", "soundfile", "safetensors", "torch", "torchaudio", "triton", "opencv-python")
@@ -35,9 +37,16 @@ VARIABLES = (
     Variable(
         "AVSER_FAST_CPU_ISA",
         "run",
-        "scalar, avx2, avx512",
+        "scalar, avx2, avx512, avx512_vnni, avx512_bf16",
         "the best one supported",
         "instruction set of the CPU kernels; one that the build or the machine lacks is an error",
+    ),
+    Variable(
+        "AVSER_FAST_PROFILE",
+        "run",
+        "0, 1",
+        "0",
+        "1 prints time, GFLOP/s and share of the measured ceiling of every part of a model when it is closed",
     ),
     Variable(
         "AVSER_FAST_CUDA",
@@ -80,14 +89,19 @@ def build_info() -> dict[str, Any]:
 
 def report() -> dict[str, Any]:
     """What ``doctor`` prints, as plain data.  Imports torch where it is installed (seconds) to see whether it loads."""
+    built = build_info()
+    isa = built["engine"].get("isa")
+    files = sorted((PACKAGE / "models").glob("*.safetensors"))
     return {
-        **build_info(),
+        **built,
+        "precisions": {name: "native" if is_native(name, isa) else "emulated" for name in PRECISIONS} if isa else {},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "torch_ops": _torch_ops(),
         "cuda": _cuda(),
-        "models": {path.stem: path.stat().st_size for path in sorted((PACKAGE / "models").glob("*.safetensors"))},
+        "models": {path.stem: path.stat().st_size for path in files},
+        "model_precisions": {path.stem: _model_precisions(path, isa) for path in files},
         "environment": {v.name: os.environ[v.name] for v in VARIABLES if v.name in os.environ},
     }
 
@@ -120,6 +134,9 @@ def doctor(found: dict[str, Any] | None = None) -> str:
     else:
         runs = engine.get("isa") or f"none: {engine['isa_error']}"
         lines.append(f"engine: loads; this machine supports {' '.join(engine['supported_isas'])}, runs {runs}")
+    if r["precisions"]:
+        words = {"native": "native", "emulated": "emulated (slower, the same numbers up to rounding)"}
+        lines.append("precisions: " + ", ".join(f"{name} {words[how]}" for name, how in r["precisions"].items()))
     if torch_ops.get("loaded"):
         lines.append(f"torch ops: load with torch {torch_ops['torch']}, built with {torch_ops['built_with_torch']}")
     else:
@@ -128,9 +145,38 @@ def doctor(found: dict[str, Any] | None = None) -> str:
     lines += [f"  GPU {i}: {name}" for i, name in enumerate(cuda.get("devices", ()))]
     models = ", ".join(f"{name} ({size / 1e6:.1f} MB)" for name, size in r["models"].items())
     lines.append(f"models: {models or 'none'}")
+    for name, found in r["model_precisions"].items():
+        if "error" in found:
+            lines.append(f"  {name}: cannot be read: {found['error']}")
+            continue
+        each = "; ".join(f"{precision} {_agreement(found[precision])}" for precision in PRECISIONS[1:])
+        lines.append(f"  {name}: {each}{'' if found['calibrated'] else ', no ranges in the file'}")
+        if found["auto"]:
+            lines.append(f"  {name}: precision='auto' runs {found['auto']}, {found['reason'].removeprefix('auto: ')}")
     values = ", ".join(f"{name}={value}" for name, value in r["environment"].items())
     lines.append(f"environment: {values or 'no variable of this project is set'}")
     return "\n".join(lines)
+
+
+def _agreement(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "not measured"
+    return f"decides as float32 on {100 * found['agreement']:.1f} % of {found['utterances']} utterances"
+
+
+def _model_precisions(path: Path, isa: str | None) -> dict[str, Any]:
+    """What a model's card says of its precisions, and what ``precision='auto'`` makes of it here; reads the header
+    alone, without safetensors."""
+    try:
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        card = json.loads(header["__metadata__"]["avser_fast"]).get("card", {})
+        found: dict[str, Any] = {name: measured(card, name) for name in PRECISIONS[1:]}
+        found["calibrated"] = any(name.startswith("calibration.") for name in header)
+        found["auto"], found["reason"] = automatic(card, isa) if isa else (None, None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return found
 
 
 def _version(distribution: str) -> str | None:

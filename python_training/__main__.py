@@ -72,6 +72,7 @@ def _epoch_progress(bar: Any) -> Callable[[int, int, dict[str, float]], None]:
 def evaluate(arguments: argparse.Namespace) -> int:
     """Leave one speaker out with the given settings, or a saved model on the corpus."""
     from .crossval import cross_validate, folds, write_json
+    from .precisions import precision_table
     from .report import read_run, summarize, text_report
     from .settings import load_settings
 
@@ -91,6 +92,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     summary = summarize([r for r in read_run(arguments.out).folds if r["seed"] in arguments.seeds], corpus.labels)
     write_json(summary, arguments.out / "summary.json")
     print(text_report(summary, f"{settings.name} on {arguments.dataset}"))
+    print("", precision_table(summary["precisions"], summary["ua"]["mean"]), sep="\n")
     return 0
 
 

@@ -20,6 +20,7 @@ from avser_fast import nn
 from avser_fast.inference.weights import write_bytes
 
 from .data import FeatureSet
+from .precisions import low_precisions
 from .settings import Settings
 from .train import score, train
 
@@ -65,9 +66,9 @@ def run_fold(
     trained = train(settings, training, validation, seed=fold.seed, checkpoint=checkpoints[0], progress=progress)
     picked, history = trained.epoch, trained.history
     if settings.optimisation.refit:
-        rest = corpus.subset(lambda u: u.speaker != fold.test)
+        training = corpus.subset(lambda u: u.speaker != fold.test)
         trained = train(
-            settings, rest, None, seed=fold.seed, epochs=picked, checkpoint=checkpoints[1], progress=progress
+            settings, training, None, seed=fold.seed, epochs=picked, checkpoint=checkpoints[1], progress=progress
         )
     model = nn.MDSCM(settings.network)
     model.load_state_dict(trained.state)
@@ -82,6 +83,7 @@ def run_fold(
         "keys": [u.key for u in test.utterances],
         "truth": [u.label for u in test.utterances],
         "probabilities": [[round(float(p), 6) for p in row] for row in probabilities],
+        "precisions": low_precisions(trained.spec, trained.state, training, test),
     }
     write_json(result, folder / f"{fold.name}.json")
     for checkpoint in checkpoints:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import avser_fast
+from avser_fast.inference.convert import HEADROOM
 from avser_fast.inference.weights import write_bytes
 
 from .data import FeatureSet
+from .precisions import precision_table, ranges_of
 from .report import compare, compare_table, read_run, summarize, text_report
 from .settings import Settings
 from .train import train
@@ -57,6 +59,10 @@ def train_final(
         comparison = compare_table(compare([evaluation, *compared]))
     checkpoint = out.with_name(f".{out.name}.training.pt")
     trained = train(settings, corpus, None, seed=seed, epochs=epochs, checkpoint=checkpoint, progress=progress)
+    ranges = ranges_of(trained.spec, trained.state, corpus)
+    precisions = (metrics.pop("precisions") if metrics else None) or {}
+    measured_on = {"utterances": len(corpus.utterances), "headroom": HEADROOM}
+    precisions["int8"] = {**precisions.get("int8", {}), "calibration": measured_on}
     keys = "\n".join(u.key for u in corpus.utterances)
     card: dict[str, Any] = {
         "data": {
@@ -71,11 +77,12 @@ def train_final(
             "settings": json.loads(json.dumps(dataclasses.asdict(settings))),
         },
         "metrics": metrics,
+        "precisions": precisions,
         "limits": "Acted German speech of ten actors in a studio, four emotions; other languages, channels, ages and "
         "spontaneous speech were not tested.",
         "avser_fast": avser_fast.__version__,
     }
-    avser_fast.write_model(out, trained.spec, trained.state, card)
+    avser_fast.write_model(out, trained.spec, trained.state, card, ranges)
     checkpoint.unlink(missing_ok=True)
     write_bytes(out.with_suffix(".md"), card_text(out.stem, card, comparison).encode())
     return out
@@ -115,6 +122,13 @@ def card_text(name: str, card: dict[str, Any], comparison: str | None) -> str:
             "```",
             text_report(metrics, f"{settings['name']}, {len(metrics['seeds'])} seed(s)"),
             "```",
+            "",
+            "## Precisions",
+            "The same models in each precision on the speaker they never heard; the ranges of int8 come from the "
+            'speakers that trained the model. `precision="auto"` never runs int8, and bf16 only where the CPU has '
+            "instructions for it and the agreement is at least 99 %.",
+            "",
+            precision_table(card.get("precisions"), metrics["ua"]["mean"]),
         ]
     if comparison is not None:
         lines += [

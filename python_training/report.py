@@ -13,6 +13,7 @@ import numpy as np
 from avser_fast.inference.weights import write_bytes
 
 from .metrics import confusion_matrix, unweighted_accuracy, weighted_accuracy
+from .precisions import compare_precisions
 
 PROTOCOL = "leave one speaker out; one further speaker of the training folds picks the epoch"
 
@@ -72,7 +73,8 @@ def summarize(results: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[
     """Pooled WA and UA in percent: per seed, per test speaker (all seeds pooled), mean and spread over seeds.
 
     ``spread`` is (smallest, largest) over the seeds, ``std`` the sample standard deviation (None for one seed).
-    ``confusion`` sums the seeds; rows are the truth.
+    ``confusion`` sums the seeds; rows are the truth.  ``precisions`` is what the card says of bf16 and int8, None for
+    runs that did not measure them.
     """
     classes = len(labels)
     seeds = sorted({r["seed"] for r in results})
@@ -90,7 +92,13 @@ def summarize(results: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[
         "validation_ua": _percent(float(np.mean([r["validation_ua"] for r in results]))),
         "epochs": {"picked": [r["epoch"] for r in results], "median": int(np.median([r["epoch"] for r in results]))},
         "confusion": _matrix(results, classes).tolist(),
+        "precisions": compare_precisions(results, PROTOCOL),
     }
+    for name, entry in (summary["precisions"] or {}).items():
+        low = [{**r, "probabilities": r["precisions"][name]} for r in results]
+        entry["ua"] = round(
+            float(np.mean([_rates([r for r in low if r["seed"] == s], classes)["ua"] for s in seeds])), 2
+        )
     for rate in ("wa", "ua"):
         values = [per_seed[str(s)][rate] for s in seeds]
         summary[rate] = {

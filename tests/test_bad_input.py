@@ -328,10 +328,12 @@ def test_bad_loads(recognizer: avser_fast.Recognizer) -> None:
 
     for value in ("gpu", "cuda:", "cuda:x", "CPU", None, 0, "mps"):
         assert refusal(device=value) == f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {value!r}"
-    for value in ("bfloat16", "int8", "fp32", None):
-        assert f"precision: expected 'auto' or 'float32', all that this version runs, got {value!r}" == refusal(
-            precision=value
-        )
+    for value in ("bfloat16", "INT8", "fp32", None, ["bf16"]):
+        assert f"precision: expected 'auto', 'float32', 'bf16' or 'int8', got {value!r}" == refusal(precision=value)
+    for value in ("bf16", "int8"):
+        sentence = "precision: expected 'auto' or 'float32' with backend 'reference', which also runs on GPUs, got "
+        assert refusal(precision=value, backend="reference") == sentence + repr(value)
+        assert refusal(precision=value, device="cuda") == sentence + repr(value)
     assert "backend: expected 'auto', 'engine' or 'reference', got 'onnx'" == refusal(backend="onnx")
     for value in (0, -1, True, 1.5, "2"):
         assert f"threads: expected a whole number from 1 to 1024 or None, got {value!r}" == refusal(threads=value)

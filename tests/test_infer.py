@@ -487,7 +487,8 @@ def test_info(recognizer: avser_fast.Recognizer) -> None:
     info = recognizer.info()
     assert json.loads(json.dumps(info)) is not None
     assert (info["backend"], info["device"], info["precision"], info["gpu"]) == ("engine", "cpu", "float32", None)
-    assert info["isa"] in ("scalar", "avx2", "avx512")
+    assert info["isa"] in ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+    assert info["precision_reason"].startswith("auto: ")
     assert info["labels"] == list(recognizer.spec.labels) and info["path"] == recognizer.path
     assert (
         config.ModelSpec.from_dict(

@@ -16,7 +16,7 @@ import torch
 
 import avser_fast
 from avser_fast.errors import ConfigError
-from python_training import crossval, report
+from python_training import crossval, precisions, report
 from python_training.__main__ import main
 from python_training.data import Augmentation, CropSampler, FeatureSet, augment, compute_features, load_emodb
 from python_training.data.emodb import LABELS
@@ -226,6 +226,33 @@ def test_the_test_speaker_cannot_influence_a_fold(settings: Settings, corpus: Fe
     a, b = results
     assert a["probabilities"] == b["probabilities"] and a["epoch"] == b["epoch"] and a["history"] == b["history"]
     assert a["truth"] != b["truth"]
+    assert a["precisions"] == b["precisions"]
+
+
+def test_folds_are_scored_in_every_precision(
+    settings: Settings, corpus: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """int8 with ranges of the speakers that trained the network, which the test speaker is not."""
+    calibrated_on: list[set[str]] = []
+    original = precisions.ranges_of
+    monkeypatch.setattr(
+        precisions,
+        "ranges_of",
+        lambda spec, state, training: (
+            calibrated_on.append(set(training.speakers)) or original(spec, state, training)  # type: ignore[func-returns-value]
+        ),
+    )
+    for refit, speakers in ((False, {"10", "12"}), (True, {"08", "10", "12"})):
+        recipe = dataclasses.replace(settings.optimisation, refit=refit)
+        result = crossval.run_fold(
+            dataclasses.replace(settings, optimisation=recipe), corpus, crossval.Fold(0, "03", "08"), tmp_path
+        )
+        assert calibrated_on.pop() == speakers and not calibrated_on
+        whole = np.array(result["probabilities"])
+        for name in ("bf16", "int8"):
+            low = np.array(result["precisions"][name])
+            assert low.shape == whole.shape and np.abs(low.sum(1) - 1).max() < 1e-5
+            assert 0 < np.abs(low - whole).max() < 0.05
 
 
 def test_cross_validation_resumes_and_refuses_other_settings(
@@ -269,6 +296,28 @@ def test_report_pools_and_shows_the_spread() -> None:
     assert report.summarize(results[:3], ["no", "yes"])["missing"] == ["seed 1, speaker b"]
 
 
+def test_report_of_precisions() -> None:
+    results = [fold_result(0, "a", [0, 0, 1, 1], 1.0), fold_result(1, "a", [0, 0, 1, 0], 1.0)]
+    assert report.summarize(results, ["no", "yes"])["precisions"] is None
+    assert precisions.precision_table(None, 80.0) == "bf16 and int8 were not measured under this protocol."
+    assert precisions.precision_table({"int8": {"calibration": {}}}, 80.0).startswith("bf16 and int8 were not measured")
+    for result in results:
+        result["precisions"] = {"bf16": result["probabilities"], "int8": np.eye(2)[[0, 1, 1, 1]].tolist()}
+    summary = report.summarize(results, ["no", "yes"])
+    bf16, int8 = summary["precisions"]["bf16"], summary["precisions"]["int8"]
+    assert (bf16["agreement"], bf16["utterances"], bf16["largest_difference"]) == (1.0, 8, 0.0)
+    assert bf16["ua"] == summary["ua"]["mean"] == 87.5 and int8["ua"] == 75.0
+    assert (int8["agreement"], int8["largest_difference"]) == (0.625, 1.0)
+    table = precisions.precision_table(summary["precisions"], summary["ua"]["mean"]).splitlines()
+    assert table[2:] == [
+        "| float32 | 87.5 | 100.0 | 0 |",
+        "| bf16 | 87.5 | 100.0 | 0.0000 |",
+        "| int8 | 75.0 | 62.5 | 1.0000 |",
+    ]
+    del results[1]["precisions"]
+    assert report.summarize(results, ["no", "yes"])["precisions"] is None, "a run that measured some folds only"
+
+
 def test_nested_choice_uses_validation_speakers_only(tmp_path: Path) -> None:
     for name, validation, answers in (("good", 0.9, [0, 0, 1, 1]), ("bad", 0.4, [1, 1, 0, 0])):
         (tmp_path / name).mkdir()
@@ -293,6 +342,7 @@ def test_command_line_trains_evaluates_and_labels_leakage(tmp_path: Path, capsys
     common = ["--dataset", "emodb4", "--data", str(data), "--quiet", *small]
     assert main(["evaluate", *common, "--seeds", "0,1", "--out", str(tmp_path / "loso")]) == 0
     printed = capsys.readouterr().out
+    assert "| int8 | " in printed
     assert "leave one speaker out" in printed and "mean of seeds" in printed and "rows: truth" in printed
     assert json.loads((tmp_path / "loso" / "summary.json").read_text())["seeds"] == [0, 1]
     model = tmp_path / "m.safetensors"
@@ -300,6 +350,11 @@ def test_command_line_trains_evaluates_and_labels_leakage(tmp_path: Path, capsys
     card = avser_fast.load(model).info()
     assert card["protocol"]["training_speakers"] == ["03", "08", "10"]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    entries = card["card"]["precisions"]
+    assert entries["bf16"]["protocol"] == entries["int8"]["protocol"] == report.PROTOCOL
+    assert entries["int8"]["calibration"]["utterances"] == len(list(data.iterdir()))
+    assert 0 <= entries["int8"]["agreement"] <= 1 and "precisions" not in card["metrics"]
+    assert avser_fast.load(model, precision="int8").infer([next(data.iterdir())])[0].backend == "engine/int8"
     capsys.readouterr()
     assert main(["evaluate", *common, "--model", str(model)]) == 0
     assert "NOT speaker-independent" in capsys.readouterr().out
@@ -309,6 +364,7 @@ def test_command_line_trains_evaluates_and_labels_leakage(tmp_path: Path, capsys
     assert main(["report", str(tmp_path / "kept" / "loso.json")]) == 0
     assert capsys.readouterr().out == table, "the collected file says the same as the folder"
     page = (tmp_path / "m.md").read_text()
+    assert "| precision | UA % | same decision as float32 % |" in page and "| bf16 | " in page
     assert "CC0-1.0" in page and "mean of seeds" in page and "| loso | 2 |" in page
     assert main(["evaluate", "--dataset", "emodb4", "--data", str(tmp_path), "--quiet"]) == 1
     assert "expected EMO-DB recordings" in capsys.readouterr().err

@@ -26,6 +26,7 @@ from avser_fast.inference.weights import (
     expected_tensors,
     random_tensors,
     read_model,
+    read_model_file,
     read_tensors,
     write_model,
     write_tensors,
@@ -282,11 +283,11 @@ def test_a_pickle_is_refused_and_never_run(tmp_path: Path, name: str, how: str |
 
 def test_newer_and_impossible_formats(model: Path) -> None:
     header, tensors = read_tensors(model)
-    save_file(tensors, model, metadata={"avser_fast": json.dumps({**header, "format": 2})})
-    assert "is of format 2, this version of avser_fast reads up to 1; update avser_fast" in sentence(model)
+    save_file(tensors, model, metadata={"avser_fast": json.dumps({**header, "format": 3})})
+    assert "is of format 3, this version of avser_fast reads up to 2; update avser_fast" in sentence(model)
     for wrong in (None, "1", True, 0, 1.5):
         save_file({}, model, metadata={"avser_fast": json.dumps({"format": wrong, "kind": "mdscm"})})
-        assert f"expected the header's format to be 1..1, got {wrong!r}" in sentence(model)
+        assert f"expected the header's format to be 1..2, got {wrong!r}" in sentence(model)
 
 
 def test_other_kinds_are_read_but_do_not_score(tmp_path: Path) -> None:
@@ -325,6 +326,52 @@ def test_spec_and_tensors_must_fit(model: Path) -> None:
     assert "spec is no model" in refusal({"spec": {**spec, "network": {**spec["network"], "stem": ["4", 8]}}})
     assert "expected a tensor" in refusal({"spec": {**spec, "network": {**spec["network"], "encoder_layers": 10**9}}})
     assert "card to be a JSON object, got list" in refusal({"card": [1]})
+
+
+def ranges() -> dict[str, np.ndarray]:
+    return {"conv_stem.0": np.array([[0, -1.5], [2, -1]], np.float32), "anything": np.zeros((2, 1), np.float32)}
+
+
+def test_ranges_of_int8_stand_beside_the_weights(model: Path) -> None:
+    """Only a file with ranges is of the newer format, which older versions refuse by its number."""
+    assert read_tensors(model)[0]["format"] == 1 and read_model_file(model).calibration == {}
+    before = model.read_bytes()
+    write_model(model, *read_model_file(model))
+    assert model.read_bytes() == before
+    write_model(model, SPEC, random_tensors(SMALL), CARD, ranges())
+    assert read_tensors(model)[0]["format"] == 2
+    spec, tensors, card, calibration = read_model_file(model)
+    assert (spec, card) == (SPEC, CARD) and tensors.keys() == random_tensors(SMALL).keys()
+    assert calibration.keys() == ranges().keys()
+    assert all(np.array_equal(calibration[name], value) for name, value in ranges().items())
+    assert [set(part) for part in read_model(model)[1:]] == [set(tensors), set(card)]
+    written = model.read_bytes()
+    write_model(model, *read_model_file(model))
+    assert model.read_bytes() == written
+    write_model(model, *read_model(model))
+    assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (np.zeros((2, 4)), r"expected float32 \(2, channels\), got float64 \(2, 4\)"),
+        (np.zeros(4, np.float32), r"expected float32 \(2, channels\), got float32 \(4,\)"),
+        (np.zeros((3, 4), np.float32), r"expected float32 \(2, channels\), got float32 \(3, 4\)"),
+        (np.zeros((2, 0), np.float32), r"expected float32 \(2, channels\), got float32 \(2, 0\)"),
+        (np.array([[0, 1], [0, 0.5]], np.float32), "channel 1: expected low <= high, got 1 and 0.5"),
+        (np.array([[0, -np.inf], [0, 1]], np.float32), "holds NaN or infinity"),
+        (np.array([[0, 0], [np.nan, 1]], np.float32), "holds NaN or infinity"),
+    ],
+)
+def test_impossible_ranges(model: Path, value: np.ndarray, words: str) -> None:
+    header, tensors = read_tensors(model)
+    tensors["calibration.conv_stem.0"] = value
+    save_file(tensors, model, metadata={"avser_fast": json.dumps(header)})
+    assert re.search(rf"tensor 'calibration.conv_stem.0':? {words}", sentence(model))
+    if value.dtype == np.float32:
+        with pytest.raises(ModelError, match=words):
+            write_model(model, SPEC, random_tensors(SMALL), CARD, {"conv_stem.0": value})
 
 
 def test_reading_needs_no_torch(model: Path) -> None:

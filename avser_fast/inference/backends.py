@@ -14,17 +14,19 @@ import numpy as np
 
 from .. import config
 from ..errors import BackendError, ModelError
+from ..precision import PRECISIONS, automatic
 from . import features as front_end
 
-PRECISIONS = ("float32",)
 MAX_THREADS = 1024
 
 
 class Backend(Protocol):
-    """``name`` and ``device`` are what results and ``info`` report."""
+    """``name``, ``device`` and ``precision`` are what ``info`` reports, ``ran`` what results say of all three."""
 
     name: str
+    ran: str
     device: str
+    precision: str
 
     def resample(self, samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray: ...
     def features(self, samples: np.ndarray, front: config.FrontEnd) -> np.ndarray: ...
@@ -44,12 +46,14 @@ def make_backend(
     precision: str,
     threads: int | None,
     backend: str,
+    card: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, np.ndarray] | None = None,
 ) -> Backend:
     """The backend that was asked for, or BackendError with one sentence that says why not; never another one."""
     if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise BackendError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {device!r}")
     if precision not in ("auto", *PRECISIONS):
-        raise BackendError(f"precision: expected 'auto' or 'float32', all that this version runs, got {precision!r}")
+        raise BackendError(f"precision: expected 'auto', 'float32', 'bf16' or 'int8', got {precision!r}")
     if backend not in ("auto", "engine", "reference"):
         raise BackendError(f"backend: expected 'auto', 'engine' or 'reference', got {backend!r}")
     whole = isinstance(threads, int) and not isinstance(threads, bool)
@@ -59,21 +63,34 @@ def make_backend(
     if backend == "engine" and cuda:
         raise BackendError(f"backend 'engine': expected device 'cpu' in this version, got {device!r}")
     if backend == "reference" or cuda:
+        if precision not in ("auto", "float32"):
+            raise BackendError(
+                f"precision: expected 'auto' or 'float32' with backend 'reference', which also runs on GPUs, "
+                f"got {precision!r}"
+            )
         if threads is not None:
             raise BackendError(
                 f"threads: expected None with backend 'reference', which runs in torch's own pool, got {threads}"
             )
         return Reference(spec, tensors, device if cuda else "cpu")
-    return Engine(spec, tensors, threads)
+    return Engine(spec, tensors, threads, precision, card or {}, calibration)
 
 
 class Engine:
-    """``avser_fast._engine`` on the CPU."""
+    """``avser_fast._engine`` on the CPU; ``calibration`` are the ranges of int8, which the other precisions ignore."""
 
     name = "engine"
     device = "cpu"
 
-    def __init__(self, spec: config.ModelSpec, tensors: Mapping[str, np.ndarray], threads: int | None) -> None:
+    def __init__(
+        self,
+        spec: config.ModelSpec,
+        tensors: Mapping[str, np.ndarray],
+        threads: int | None,
+        precision: str,
+        card: Mapping[str, Any],
+        calibration: Mapping[str, np.ndarray] | None,
+    ) -> None:
         module = front_end.engine_module()
         self._module = module
         self.threads = threads or available_cpus()
@@ -81,8 +98,20 @@ class Engine:
             self.isa = module.cpu_isa()  # says so now when AVSER_FAST_CPU_ISA asks for what is not there
         except (RuntimeError, ValueError) as error:
             raise BackendError(f"backend 'engine': {error}") from error
+        self.precision, self.reason = automatic(card, self.isa) if precision == "auto" else (precision, "asked for")
+        self.ran = self.name if self.precision == "float32" else f"{self.name}/{self.precision}"
+        ranges = None
+        if self.precision == "int8":
+            if not calibration:
+                raise ModelError(
+                    "precision 'int8': expected a model file with calibrated ranges, got a model without; make one "
+                    "with `avser-fast convert MODEL --precision int8 --calibrate DIR`"
+                )
+            ranges = dict(calibration)
         try:
-            self._engine = module.Engine(json.dumps(spec.to_dict()), dict(tensors))
+            self._engine = module.Engine(
+                json.dumps(spec.to_dict()), dict(tensors), precision=self.precision, calibration=ranges
+            )
         except (ValueError, TypeError, KeyError, MemoryError) as error:
             raise ModelError(f"backend 'engine': the model cannot be packed ({error})") from error
 
@@ -100,6 +129,11 @@ class Engine:
             np.ascontiguousarray(clips), None if valid is None else np.ascontiguousarray(valid), self.threads
         )
         return probabilities, features, clip_logits
+
+    def calibrate(self, clips: np.ndarray) -> dict[str, np.ndarray]:
+        """Lowest and highest value, (2, channels), of all that int8 rounds on clips (L, C, W, M); float32 only."""
+        ranges: dict[str, np.ndarray] = self._engine.calibrate(clips[None])
+        return ranges
 
     def score(
         self, utterances: Sequence[np.ndarray], at_once: int, features: bool
@@ -125,7 +159,8 @@ class Engine:
         return {
             "backend": self.name,
             "device": self.device,
-            "precision": "float32",
+            "precision": self.precision,
+            "precision_reason": self.reason,
             "isa": self.isa,
             "gpu": None,
             "threads": self.threads,
@@ -135,7 +170,8 @@ class Engine:
 class Reference:
     """``avser_fast.nn.MDSCM`` in torch, one utterance at a time, because torch's kernels change with the batch."""
 
-    name = "reference"
+    name = ran = "reference"
+    precision = "float32"
 
     def __init__(self, spec: config.ModelSpec, tensors: Mapping[str, np.ndarray], device: str) -> None:
         try:
@@ -214,7 +250,8 @@ class Reference:
         return {
             "backend": self.name,
             "device": self.device,
-            "precision": "float32",
+            "precision": self.precision,
+            "precision_reason": "backend 'reference' runs float32 only",
             "isa": torch.backends.cpu.get_cpu_capability().lower() if cpu else None,
             "gpu": None if cpu else torch.cuda.get_device_name(self.device),
             "threads": torch.get_num_threads() if cpu else None,

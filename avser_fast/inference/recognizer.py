@@ -19,7 +19,7 @@ from ..errors import BackendError, InputError, ModelError
 from .audio import Waveform, item_name, load_item
 from .backends import Backend, make_backend
 from .result import EmotionResult, Segment
-from .weights import find_model, read_model
+from .weights import find_model, read_model_file
 
 #: Clips that go through the network together; bounds the memory of long audio and of large batches.
 CLIPS_AT_ONCE = 64
@@ -64,12 +64,26 @@ class Recognizer:
         precision: str = "auto",
         threads: int | None = None,
         backend: str = "auto",
+        calibration: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """From tensors in memory, named as in the state dict of ``nn.MDSCM``; ``load`` reads them from a file."""
-        made = make_backend(spec, tensors, device=device, precision=precision, threads=threads, backend=backend)
+        """From tensors in memory, named as in the state dict of ``nn.MDSCM``; ``load`` reads them from a file.
+
+        ``calibration``: the ranges that precision int8 needs, as ``read_model_file`` returns them.
+        """
+        own_card = json.loads(json.dumps(dict(card or {})))
+        made = make_backend(
+            spec,
+            tensors,
+            device=device,
+            precision=precision,
+            threads=threads,
+            backend=backend,
+            card=own_card,
+            calibration=calibration,
+        )
         for name, value in (
             ("spec", spec),
-            ("card", json.loads(json.dumps(dict(card or {})))),
+            ("card", own_card),
             ("path", path),
             ("_backend", made),
             ("_arguments", (path, device, precision, threads, backend)),
@@ -89,7 +103,7 @@ class Recognizer:
 
     def __repr__(self) -> str:
         return (
-            f"Recognizer({self.path or 'in memory'!r}, backend={self._backend.name!r}, device={self._backend.device!r})"
+            f"Recognizer({self.path or 'in memory'!r}, backend={self._backend.ran!r}, device={self._backend.device!r})"
         )
 
     # The public calls
@@ -138,7 +152,7 @@ class Recognizer:
             done = 0
             for item, logits, _ in self._score(batch, sampling_rate, batch_size, on_error, features=False):
                 if isinstance(item, InputError):
-                    yield EmotionResult(label=None, score=None, backend=self._backend.name, error=str(item))
+                    yield EmotionResult(label=None, score=None, backend=self._backend.ran, error=str(item))
                 else:
                     yield self._result(item, logits, top_k)
                 done += 1
@@ -194,8 +208,9 @@ class Recognizer:
     def info(self) -> dict[str, Any]:
         """What runs and what it was trained on, as plain data.
 
-        Backend, device, precision, instruction set or GPU, threads, labels, front end, clip rule and network; from the
-        model's card the protocol, the metrics and the licence of the data, and the card itself.
+        Backend, device, the precision that runs and why (``precision_reason``), instruction set or GPU, threads,
+        labels, front end, clip rule and network; from the model's card the protocol, the metrics and the licence of the
+        data, and the card itself.
         """
         spec = self.spec.to_dict()
         data = self.card.get("data")
@@ -289,7 +304,7 @@ class Recognizer:
             segments=tuple(segments),
             duration_s=item.duration_s,
             padded_fraction=float(np.mean(item.table == 0)),
-            backend=self._backend.name,
+            backend=self._backend.ran,
         )
 
     def _named(self, probabilities: np.ndarray, top_k: int | None) -> dict[str, float]:
@@ -307,17 +322,29 @@ def load(
     """Load a model for many calls.
 
     name_or_path: a shipped name (``default``) or a safetensors file written by this project.
-    device: ``cpu``, ``cuda`` or ``cuda:1``; ``auto`` is the CPU.  precision: ``float32``, which is also ``auto``.
+    device: ``cpu``, ``cuda`` or ``cuda:1``; ``auto`` is the CPU.
+    precision: ``float32``, ``bf16`` or ``int8`` on the engine, ``float32`` on the reference.  ``int8`` needs a file
+    with calibrated ranges (``avser-fast convert``) and is never automatic.  ``auto`` is bf16 where the CPU has
+    instructions for it and the model's card shows that it decides as float32 does on at least 99 % of utterances, else
+    float32; ``info()`` and ``EmotionResult.backend`` say which ran.
     threads: of the engine; None takes as many as the process may use.  Nothing outside this model changes.
     backend: ``engine`` (no torch) or ``reference`` (plain PyTorch); ``auto`` is the engine on the CPU, the reference on
     a GPU.
 
     Raises ModelError for a file that cannot be used, BackendError for what this machine or version does not have.
     """
-    spec, tensors, card = read_model(name_or_path)
+    spec, tensors, card, calibration = read_model_file(name_or_path)
     path = os.path.abspath(find_model(name_or_path))
     return Recognizer(
-        spec, tensors, card, path=path, device=device, precision=precision, threads=threads, backend=backend
+        spec,
+        tensors,
+        card,
+        path=path,
+        device=device,
+        precision=precision,
+        threads=threads,
+        backend=backend,
+        calibration=calibration,
     )
 
 

@@ -23,7 +23,7 @@ class EmotionResult:
     segments: the clips that contain speech, in order of time, each with its own scores; clips may overlap.
     duration_s: length of the item as it came.
     padded_fraction: share of the frames behind ``scores`` that are padding, 0 to 1.
-    backend: what computed it, ``engine`` or ``reference``.
+    backend: what computed it: ``engine`` (float32), ``engine/bf16``, ``engine/int8`` or ``reference`` (float32).
     error: one sentence naming the item, or None.
     """
 

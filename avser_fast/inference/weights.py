@@ -2,7 +2,8 @@
 
 The header stands under the metadata key ``avser_fast``: ``format`` (version of this layout), ``kind`` (``mdscm``,
 ``avre`` or ``fusion``), what the kind needs (``spec`` of an ``mdscm``: a ``config.ModelSpec`` as a dictionary) and
-``card`` (licence of the data, protocol, metrics, calibration).
+``card`` (licence of the data, protocol, metrics, measured precisions).  An ``mdscm`` may hold the ranges of precision
+int8 as tensors ``calibration.<value>``, (2, channels) float32, lowest and highest; it is then of format 2.
 """
 
 from __future__ import annotations
@@ -13,18 +14,22 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..config import MDSCM, ModelSpec
 from ..errors import ConfigError, ModelError
 
-#: Version of the header's layout; files with a larger one are refused.
-FORMAT = 1
+#: Largest version of the layout that is read.  A file is written in the first one that can say what it holds, so that
+#: older versions of this package read all that they can use.
+FORMAT = 2
+CALIBRATED_FORMAT = 2
 HEADER_KEY = "avser_fast"
 KINDS = ("mdscm", "avre", "fusion")
 MODELS = Path(__file__).resolve().parent.parent / "models"
+#: Before the names of tensors that are ranges.
+CALIBRATION = "calibration."
 #: Names that mean another name.
 ALIASES = {"default": "mdscm-small"}
 
@@ -122,7 +127,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
 
 
 def write_tensors(path: str | os.PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-    """Write a model file of any kind: ``header`` (with ``kind``; ``format`` is added) and arrays or torch tensors.
+    """Write a model file of any kind: ``header`` (with ``kind``; ``format`` is set) and arrays or torch tensors.
 
     The file is written under a temporary name beside ``path`` and renamed, so that ``path`` is either the old file or
     the whole new one.  The same input gives the same bytes.
@@ -131,7 +136,8 @@ def write_tensors(path: str | os.PathLike[str], header: Mapping[str, Any], tenso
 
     path = Path(path)
     where = f"model {str(path)!r}"
-    header = {**header, "format": FORMAT}
+    calibrated = any(map(_is_range, tensors))
+    header = {**header, "format": CALIBRATED_FORMAT if calibrated else 1}
     if header.get("kind") not in KINDS:
         raise ModelError(f"{where}: expected header['kind'] to be {', '.join(KINDS)}, got {header.get('kind')!r}")
     arrays: dict[str, np.ndarray] = {}
@@ -252,12 +258,40 @@ def _check_tensors(where: str, network: MDSCM, tensors: Mapping[str, np.ndarray]
         raise ModelError(f"{where}: tensor {extra[0]!r} belongs to no part of the network that the header describes")
 
 
+def _check_calibration(where: str, calibration: Mapping[str, np.ndarray]) -> None:
+    """What can be said without the network's plan; the engine knows which values it needs and how wide they are."""
+    for name, ranges in calibration.items():
+        what = f"{where}: tensor {CALIBRATION + name!r}"
+        if ranges.dtype != np.float32 or ranges.ndim != 2 or len(ranges) != 2 or not ranges.shape[1]:
+            raise ModelError(f"{what}: expected float32 (2, channels), got {ranges.dtype} {ranges.shape}")
+        if not np.isfinite(ranges).all():
+            raise ModelError(f"{what} holds NaN or infinity")
+        wrong = np.flatnonzero(ranges[0] > ranges[1])
+        if len(wrong):
+            low, high = ranges[:, wrong[0]]
+            raise ModelError(f"{what}: channel {wrong[0]}: expected low <= high, got {low:g} and {high:g}")
+
+
+class ModelFile(NamedTuple):
+    """What a file of an MDSCM holds, in the order of ``write_model``; ``calibration`` is empty where it has none."""
+
+    spec: ModelSpec
+    tensors: dict[str, np.ndarray]
+    card: dict[str, Any]
+    calibration: dict[str, np.ndarray]
+
+
 def read_model(name_or_path: str | os.PathLike[str]) -> tuple[ModelSpec, dict[str, np.ndarray], dict[str, Any]]:
     """Specification, float32 tensors and card of an MDSCM, by shipped name or path.
 
     ModelError, one sentence naming the file, when there is no such model, when it is of another kind or newer, or when
     a tensor is missing, left over, of the wrong shape or not finite.
     """
+    return read_model_file(name_or_path)[:3]
+
+
+def read_model_file(name_or_path: str | os.PathLike[str]) -> ModelFile:
+    """``read_model`` with the ranges of precision int8: value -> (2, channels) float32, lowest and highest."""
     path = find_model(name_or_path)
     where = f"model {str(path)!r}"
     header, tensors = read_tensors(path)
@@ -272,17 +306,27 @@ def read_model(name_or_path: str | os.PathLike[str]) -> tuple[ModelSpec, dict[st
         spec = ModelSpec.from_dict(header.get("spec"))  # type: ignore[arg-type]
     except (ConfigError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{where}: the header's spec is no model of this version ({error})") from error
+    calibration = {name.removeprefix(CALIBRATION): tensors.pop(name) for name in list(tensors) if _is_range(name)}
     _check_tensors(where, spec.network, tensors)
-    return spec, tensors, card
+    _check_calibration(where, calibration)
+    return ModelFile(spec, tensors, card, calibration)
+
+
+def _is_range(name: str) -> bool:
+    return name.startswith(CALIBRATION)
 
 
 def write_model(
-    path: str | os.PathLike[str], spec: ModelSpec, tensors: Mapping[str, Any], card: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str],
+    spec: ModelSpec,
+    tensors: Mapping[str, Any],
+    card: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an MDSCM: ``tensors`` is the state dict of ``nn.MDSCM(spec.network)``, arrays or torch tensors.
 
-    Floats become float32; batch norm's step counters are left out.  Raises ModelError for what ``read_model`` would
-    refuse; the file appears whole or not at all.
+    Floats become float32; batch norm's step counters are left out.  ``calibration``: the ranges that precision int8
+    needs.  Raises ModelError for what ``read_model_file`` would refuse; the file appears whole or not at all.
     """
     where = f"model {os.fspath(path)!r}"
     arrays: dict[str, np.ndarray] = {}
@@ -293,4 +337,7 @@ def write_model(
         with np.errstate(over="ignore"):  # a weight too large for float32 is named as infinite below
             arrays[name] = array.astype(np.float32) if array.dtype.kind == "f" else array
     _check_tensors(where, spec.network, arrays)
+    ranges = {name: np.asarray(value, np.float32) for name, value in (calibration or {}).items()}
+    _check_calibration(where, ranges)
+    arrays.update({CALIBRATION + name: value for name, value in ranges.items()})
     write_tensors(path, {"kind": "mdscm", "spec": spec.to_dict(), "card": dict(card or {})}, arrays)

@@ -47,6 +47,10 @@ class WeightsBuilder : private Packer {
     out_.head.head = pack(head, {Precision::float32, places});
     ignore("domain.");  // of an audio-visual encoder with this body: only training needs it
     finish();
+    for (const auto& [name, range] : calibration_) {
+      AVSER_CHECK(out_.quantisations.count(name) != 0, model, "Engine: calibration: ", name,
+                  ": expected a value of this network, got ranges of one that it does not have");
+    }
   }
 
  private:
