@@ -18,7 +18,7 @@ from .harness import Bench, device
 ROOT = Path(__file__).resolve().parents[1]
 #: The tests that say whether our numbers are right.
 TESTS = ["tests", "-q", "-x", "-m", "not slow", "-k", "golden or engine"]
-QUICK_S, FULL_S = 1.5, 25.0
+QUICK_S, FULL_S = 1.0, 25.0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

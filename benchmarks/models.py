@@ -77,7 +77,7 @@ class Model:
             return OURS_FLOAT32 if who == OURS else PEERS_FLOAT32
         key = precision, readout.__name__
         if key not in self._limits:
-            clips = self.clips(UTTERANCES * cases.CLIPS)
+            clips = cases.as_served(self.spec, self.clips(UTTERANCES * cases.CLIPS))
             plain = plain_logits(precision, self.deployed.folded, clips, self.deployed.calibration)
             pairs = zip(np.split(plain, UTTERANCES), np.split(self.truth(clips), UTTERANCES))
             self._limits[key] = TIMES_PLAIN * max(max_error(readout(p), readout(t)) for p, t in pairs)
@@ -92,9 +92,7 @@ class Model:
 
 
 def _model(name: str, spec: ModelSpec, module: Any, folded: Any) -> Model:
-    calibration = cases.speech_clips(spec, 40, cases.CALIBRATION)
-    if spec.clip_rule.rule == "published":
-        calibration[cases.CLIPS - 1 :: cases.CLIPS] = 0  # clips that the rule never reaches stay zero, and are scored
+    calibration = cases.as_served(spec, cases.speech_clips(spec, 40, cases.CALIBRATION))
     batches = [calibration[i : i + cases.CLIPS] for i in range(0, len(calibration), cases.CLIPS)]
     return Model(name, spec, module, Deployed(folded(module), batches))
 

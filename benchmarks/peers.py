@@ -11,13 +11,13 @@ import numpy as np
 
 from avser_fast.testing import assert_close
 
-from .compare import Contender
+from .compare import Contender, settle
 
 Check = Callable[[Any], None]
 Build = Callable[[], Callable[[], Any]]
 
-#: Every setting of a peer is timed for about this long, and at least three calls, before the fastest is chosen.
-TRIAL_S = 0.3
+#: Before the fastest setting of a peer is chosen, all are timed in turns, for about this long in each.
+TRIAL_ROUNDS, TRIAL_S = 3, 0.1
 
 
 def reason(error: BaseException) -> str:
@@ -43,28 +43,32 @@ class Peers:
     def best(self, name: str, settings: dict[str, Build], check: Check, package: str = "") -> None:
         """The fastest of a peer's settings, of those whose result passes the check."""
         tried: dict[str, str] = {}
-        found: tuple[float, str, Callable[[], Any]] | None = None
+        runs: dict[str, Callable[[], Any]] = {}
         for setting, build in settings.items():
             try:
                 run = build()
                 check(run())
             except Exception as error:
                 tried[setting] = f"refused: {error}" if isinstance(error, AssertionError) else reason(error)
-                continue
-            took = trial(run)
-            tried[setting] = f"{1e3 * took:.3f} ms"
-            if found is None or took < found[0]:
-                found = took, setting, run
-        if found is None:
+            else:
+                runs[setting] = run
+        if not runs:
             self.missing[name] = next(iter(tried.values()), "no setting for this case")
             return
-        self.contenders.append(Contender(name, found[2], check, versions(package), found[1], tried))
+        took = dict.fromkeys(runs, float("inf"))
+        for _ in range(TRIAL_ROUNDS if len(runs) > 1 else 1):
+            for setting, run in runs.items():
+                settle()
+                took[setting] = min(took[setting], trial(run))
+        tried |= {setting: f"{1e3 * seconds:.3f} ms" for setting, seconds in took.items()}
+        best = min(took, key=lambda setting: took[setting])
+        self.contenders.append(Contender(name, runs[best], check, versions(package), best, tried))
 
 
 def trial(run: Callable[[], Any]) -> float:
     """Seconds of the fastest of a few calls."""
     best, calls, begin = float("inf"), 0, time.perf_counter()
-    while calls < 3 or (calls < 20 and time.perf_counter() - begin < TRIAL_S):
+    while calls < 2 or (calls < 20 and time.perf_counter() - begin < TRIAL_S):
         start = time.perf_counter()
         run()
         best, calls = min(best, time.perf_counter() - start), calls + 1
