@@ -63,6 +63,15 @@ def frame_clips(
 def resample(waveform: NDArray[np.float32], from_rate: int, to_rate: int) -> NDArray[np.float32]:
     """(samples,) to (ceil(samples * to_rate / from_rate),), rates 1..384000 hertz; see ``reference.resample``."""
 
+def measure_peak(precision: Literal["float32", "bf16", "int8"], seconds: float = 0.2, threads: int = 1) -> float:
+    """Multiply-adds per second of a loop on registers alone, the ceiling of any kernel on this machine.
+
+    0.0 where the running instruction set has no instruction for the precision.  ConfigError for other arguments.
+    """
+
+def measure_read(bytes: int, seconds: float = 0.2, threads: int = 1) -> float:
+    """Bytes per second read by all threads together, each from ``bytes`` (4096..2^30) of its own, again and again."""
+
 class Engine:
     """The whole forward of one MDSCM on the CPU; immutable, safe to call from many threads."""
 

@@ -8,19 +8,29 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Turns of each contender, unless a time budget ends them earlier (never before five).
-ROUNDS = 40
-BUDGET_S = 10.0
+#: The name of our row; whatever else a table holds is a peer.
+OURS = "avser_fast"
+#: Turns of each contender, unless a time budget ends them earlier (never before ``LEAST_ROUNDS``).
+ROUNDS = 60
+LEAST_ROUNDS = 5
+#: In a turn a contender is timed again and again for about this long, and at most ``CALLS`` times.
+TURN_MS = 10.0
+CALLS = 20
 
 
 @dataclass
 class Contender:
-    """``run`` does the work once; ``check`` raises AssertionError when its result is not what the case asks for."""
+    """``run`` does the work once; ``check`` raises AssertionError when its result is not what the case asks for.
+
+    ``setting`` says how a peer was set up, ``tried`` what each of its settings took (or why it was refused).
+    """
 
     name: str
     run: Callable[[], Any]
     check: Callable[[Any], None]
     versions: str = ""
+    setting: str = ""
+    tried: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -30,55 +40,133 @@ class Row:
     median_ms: float
     min_ms: float
     p95_ms: float
+    setting: str = ""
+    calls: int = 0
+    tried: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Table:
-    """Results of one case; ``ours`` is the first row, ``missing`` maps a peer to the reason why it was not run."""
+    """Results of one case: a row per contender, ``missing`` says why one was not run.
+
+    ``facts`` is what the case is, as plain data: group, precision, threads, utterances, multiply-adds, ceiling.
+    """
 
     case: str
     rows: list[Row]
     missing: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
-    def ratio(self, row: Row) -> float:
-        """How many times as long as ours."""
-        return row.median_ms / self.rows[0].median_ms
+    @property
+    def ours(self) -> Row | None:
+        return next((row for row in self.rows if row.name == OURS), None)
+
+    @property
+    def peers(self) -> list[Row]:
+        return [row for row in self.rows if row.name != OURS]
+
+    def ratio(self, row: Row) -> float | None:
+        """How many times as long as ours; None where ours was not run."""
+        return None if self.ours is None else row.median_ms / self.ours.median_ms
+
+    def best_ratio(self) -> float | None:
+        """How many times as long as ours the fastest peer takes; None where either was not run."""
+        return min((r for r in map(self.ratio, self.peers) if r is not None), default=None)
+
+    def share(self) -> float | None:
+        """Our multiply-adds per second, of those that the machine can do in this precision."""
+        macs, ceiling = self.facts.get("macs"), self.facts.get("ceiling_gmacs")
+        if self.ours is None or not macs or not ceiling:
+            return None
+        return macs / (self.ours.median_ms * 1e-3) / (ceiling * 1e9)
 
     def text(self) -> str:
-        width = max(len(r.name) for r in self.rows)
-        lines = [self.case, f"  {'':{width}}   median ms      min      p95   times ours"]
+        width = max(map(len, [OURS, *(r.name for r in self.rows), *self.missing]))
+        lines = [self.case]
+        if self.rows:
+            lines.append(f"  {'':{width}}   median ms      min      p95   times ours")
         for row in self.rows:
+            ratio = self.ratio(row)
+            times = f"{ratio:10.2f}" if ratio is not None else f"{'':10}"
+            notes = "   ".join(filter(None, (row.setting, row.versions)))
             lines.append(
-                f"  {row.name:{width}}  {row.median_ms:10.3f} {row.min_ms:8.3f} {row.p95_ms:8.3f}"
-                f"   {self.ratio(row):10.2f}" + (f"   {row.versions}" if row.versions else "")
+                f"  {row.name:{width}}  {row.median_ms:10.3f} {row.min_ms:8.3f} {row.p95_ms:8.3f}   {times}   {notes}"
             )
         for name, reason in self.missing.items():
             lines.append(f"  {name:{width}}  missing: {reason}")
-        return "\n".join(lines)
+        share = self.share()
+        if share is not None:
+            lines.append(f"  {100 * share:.0f} % of {self.facts['ceiling_gmacs']:.0f} G multiply-adds per second")
+        return "\n".join(line.rstrip() for line in lines)
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> Table:
+        """Inverse of ``dataclasses.asdict``; other keys are not looked at."""
+        return Table(data["case"], [Row(**row) for row in data["rows"]], data["missing"], data["facts"])
 
 
-def compare(case: str, contenders: list[Contender], missing: dict[str, str]) -> Table:
-    """Check every contender's result, then time them in turns; the first one is ours.
+def settle(limit_s: float = 0.2) -> None:
+    """Wait until no thread of this process is busy: pools spin for a while after their work, some for milliseconds, and
+    would take the cores from the contender whose turn comes next."""
+    end = time.perf_counter() + limit_s
+    while time.perf_counter() < end:
+        busy, begin = time.process_time(), time.perf_counter()
+        time.sleep(0.002)
+        if time.process_time() - busy < 0.1 * (time.perf_counter() - begin):
+            return
 
-    Raises AssertionError naming the contender whose result is wrong: nothing is timed then.
-    """
+
+def checked(case: str, contenders: list[Contender]) -> None:
+    """Raise AssertionError naming the contender whose result is wrong."""
     for contender in contenders:
         try:
             contender.check(contender.run())
         except AssertionError as error:
             raise AssertionError(f"{case}: {contender.name}: {error}") from error
+
+
+def compare(
+    case: str,
+    contenders: list[Contender],
+    missing: dict[str, str],
+    facts: dict[str, Any] | None = None,
+    budget_s: float = 10.0,
+) -> Table:
+    """Check every contender's result, then time them in turns.
+
+    A turn: wait until every pool sleeps, one call that wakes the contender's own threads and is not timed, then the
+    timed ones.  Raises AssertionError naming the contender whose result is wrong: nothing is timed then.
+    """
+    checked(case, contenders)
     times: dict[str, list[float]] = {c.name: [] for c in contenders}
     begin = time.perf_counter()
     for turn in range(ROUNDS):
-        if turn >= 5 and time.perf_counter() - begin > BUDGET_S:
+        if turn >= LEAST_ROUNDS and time.perf_counter() - begin > budget_s:
             break
         for contender in contenders:
-            start = time.perf_counter()
+            settle()
             contender.run()
-            times[contender.name].append(1e3 * (time.perf_counter() - start))
+            spent, calls = 0.0, 0
+            while calls == 0 or (spent < TURN_MS and calls < CALLS):
+                start = time.perf_counter()
+                contender.run()
+                took = 1e3 * (time.perf_counter() - start)
+                times[contender.name].append(took)
+                spent, calls = spent + took, calls + 1
     rows = []
     for contender in contenders:
         values = sorted(times[contender.name])
-        p95 = values[min(len(values) - 1, round(0.95 * (len(values) - 1)))]
-        rows.append(Row(contender.name, contender.versions, statistics.median(values), values[0], p95))
-    return Table(case, rows, missing)
+        p95 = values[round(0.95 * (len(values) - 1))]
+        rows.append(
+            Row(
+                contender.name,
+                contender.versions,
+                statistics.median(values),
+                values[0],
+                p95,
+                contender.setting,
+                len(values),
+                contender.tried,
+            )
+        )
+    return Table(case, rows, missing, facts or {})

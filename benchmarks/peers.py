@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
@@ -11,25 +11,73 @@ import numpy as np
 
 from avser_fast.testing import assert_close
 
-from .compare import Contender
+from .compare import Contender, settle
 
 Check = Callable[[Any], None]
+Build = Callable[[], Callable[[], Any]]
+
+#: Before the fastest setting of a peer is chosen, all are timed in turns, for about this long in each.
+TRIAL_ROUNDS, TRIAL_S = 3, 0.1
+
+
+def reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 class Peers:
-    """Collects contenders; ``add`` notes why one is missing instead of raising."""
+    """Collects contenders; ``add`` and ``best`` note why one is missing instead of raising."""
 
     def __init__(self) -> None:
         self.contenders: list[Contender] = []
         self.missing: dict[str, str] = {}
 
-    def add(self, name: str, build: Callable[[], Callable[[], Any]], check: Check, package: str = "") -> None:
+    def add(self, name: str, build: Build, check: Check, package: str = "") -> None:
+        """A peer with one setting: a wrong result is left for ``compare`` to find."""
         try:
             run = build()
         except Exception as error:  # whatever keeps a peer from starting is the reason that the table shows
-            self.missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            self.missing[name] = reason(error)
             return
-        self.contenders.append(Contender(name, run, check, f"{package} {version(package)}" if package else ""))
+        self.contenders.append(Contender(name, run, check, versions(package)))
+
+    def best(self, name: str, settings: dict[str, Build], check: Check, package: str = "") -> None:
+        """The fastest of a peer's settings, of those whose result passes the check."""
+        tried: dict[str, str] = {}
+        runs: dict[str, Callable[[], Any]] = {}
+        for setting, build in settings.items():
+            try:
+                run = build()
+                check(run())
+            except Exception as error:
+                tried[setting] = f"refused: {error}" if isinstance(error, AssertionError) else reason(error)
+            else:
+                runs[setting] = run
+        if not runs:
+            self.missing[name] = next(iter(tried.values()), "no setting for this case")
+            return
+        took = dict.fromkeys(runs, float("inf"))
+        for _ in range(TRIAL_ROUNDS if len(runs) > 1 else 1):
+            for setting, run in runs.items():
+                settle()
+                took[setting] = min(took[setting], trial(run))
+        tried |= {setting: f"{1e3 * seconds:.3f} ms" for setting, seconds in took.items()}
+        best = min(took, key=lambda setting: took[setting])
+        self.contenders.append(Contender(name, runs[best], check, versions(package), best, tried))
+
+
+def trial(run: Callable[[], Any]) -> float:
+    """Seconds of the fastest of a few calls."""
+    best, calls, begin = float("inf"), 0, time.perf_counter()
+    while calls < 2 or (calls < 20 and time.perf_counter() - begin < TRIAL_S):
+        start = time.perf_counter()
+        run()
+        best, calls = min(best, time.perf_counter() - start), calls + 1
+    return best
+
+
+def versions(package: str) -> str:
+    """'torch 2.14.1' or 'openvino 2026.4.1 + nncf 3.4.0' from the names of distributions."""
+    return " + ".join(f"{name} {version(name)}" for name in package.split("+") if name)
 
 
 def log_mel_peers(waveform: np.ndarray, expected: np.ndarray, threads: int) -> Peers:
@@ -130,72 +178,3 @@ def log_mel_peers(waveform: np.ndarray, expected: np.ndarray, threads: int) -> P
     peers.add("kaldi-native-fbank", kaldi_native, alike, "kaldi-native-fbank")
     peers.add("librosa", librosa_mel, alike, "librosa")
     return peers
-
-
-def network_peers(module: Any, clips: np.ndarray, expected: np.ndarray, threads: int) -> Peers:
-    """The same weights and clips through other runtimes, float32; each must give the reference's probabilities."""
-    import torch
-
-    def same(result: Any) -> None:
-        assert_close(result, expected, 1e-4, "probabilities")
-
-    tensor = torch.from_numpy(clips)
-
-    def eager(memory_format: Any) -> Callable[[], Callable[[], Any]]:
-        def build() -> Callable[[], Any]:
-            import copy
-
-            model = copy.deepcopy(module).to(memory_format=memory_format)
-
-            def run() -> Any:
-                torch.set_num_threads(threads)
-                with torch.inference_mode():
-                    return model(tensor).probabilities
-
-            return run
-
-        return build
-
-    def onnx_model() -> bytes:
-        buffer = io.BytesIO()
-        torch.onnx.export(_Probabilities(module), (tensor,), buffer, input_names=["clips"], dynamo=False)
-        return buffer.getvalue()
-
-    def onnxruntime() -> Callable[[], Any]:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        session = ort.InferenceSession(onnx_model(), options, providers=["CPUExecutionProvider"])
-        return lambda: session.run(None, {"clips": clips})[0]
-
-    def openvino() -> Callable[[], Any]:
-        import openvino as ov
-
-        core = ov.Core()
-        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-        compiled = core.compile_model(core.read_model(io.BytesIO(onnx_model())), "CPU", hints)
-        request = compiled.create_infer_request()
-        return lambda: next(iter(request.infer({0: clips}).values()))
-
-    peers = Peers()
-    peers.add("PyTorch eager", eager(torch.contiguous_format), same, "torch")
-    peers.add("PyTorch eager channels-last", eager(torch.channels_last), same, "torch")
-    peers.add("ONNX Runtime", onnxruntime, same, "onnxruntime")
-    peers.add("OpenVINO", openvino, same, "openvino")
-    return peers
-
-
-def _Probabilities(module: Any) -> Any:
-    import torch
-
-    class Probabilities(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, clips: torch.Tensor) -> torch.Tensor:
-            return self.module(clips).probabilities
-
-    return Probabilities().eval()

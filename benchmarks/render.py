@@ -1,33 +1,185 @@
-"""``python -m benchmarks.render`` writes the tables of README.md from results files: no figure is typed by hand."""
+"""``python -m benchmarks.render`` writes the tables of README.md, ``results/README.md`` and the chart.
+
+They come from results files: no figure is typed by hand.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from python_training.report import compare, compare_table
 
+from .compare import OURS, Row, Table
+from .goals import START_MB, START_SECONDS, goal
+from .harness import plural
+
 ROOT = Path(__file__).resolve().parents[1]
 SPEED = ROOT / "benchmarks" / "results"
 ACCURACY = ROOT / "python_training" / "results" / "emodb4"
+CHART = "speed.png"
+
+#: Group of cases -> how it is called in a table, in the order of the tables.
+GROUPS = {
+    "mdscm-published": "MDSCM as published",
+    "resnet18": "ResNet-18 encoder",
+    "whole way": "samples to probabilities",
+    "log-mel": "log-mel",
+    "mdscm-small": "default model",
+}
+PRECISIONS = ("float32", "bf16", "int8")
+SHORT = {"python_speech_features": "PSF"}
+
+
+def read(folder: Path) -> tuple[list[Table], dict[str, dict[str, Any]]]:
+    """The tables in the order of GROUPS, and every file's content by its name."""
+    files = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))}
+    tables = [Table.from_dict(content) for content in files.values() if "case" in content]
+
+    def place(table: Table) -> tuple[Any, ...]:
+        facts = table.facts
+        known = [list(GROUPS).index(facts["group"]) if facts["group"] in GROUPS else len(GROUPS)]
+        return (*known, PRECISIONS.index(facts["precision"]), facts["utterances"], facts["threads"], table.case)
+
+    return sorted(tables, key=place), files
+
+
+def short(name: str) -> str:
+    for long, brief in SHORT.items():
+        name = name.replace(f"{long} +", f"{brief} +")
+    return name
+
+
+def fastest(table: Table) -> Row | None:
+    return min(table.peers, key=lambda row: row.median_ms, default=None)
+
+
+def verdict(table: Table) -> str:
+    """The goal of a case and whether it was reached."""
+    wanted, found = goal(table.facts), table.best_ratio()
+    if wanted is None:
+        return ""
+    if found is None:
+        return f"{wanted:g}: not measured"
+    return f"{wanted:g}: {'met' if found >= wanted else 'not met'}"
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def speed_table(folder: Path = SPEED) -> str:
-    """One row per case: our median and how many times as long each peer takes."""
-    tables: list[dict[str, Any]] = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))]
-    if not tables:
+    """One row per case: ours, its share of the ceiling, the fastest peer, and the goal."""
+    tables, files = read(folder)
+    shown = [table for table in tables if table.facts["group"] in GROUPS]
+    if not shown:
         return "Not measured yet."
-    lines = ["| case | avser_fast, median ms | peers: times as long |", "|---|---|---|"]
+    image = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    lines = [
+        f"![Milliseconds per call, avser_fast and its peers]({(image / CHART).as_posix()})",
+        "",
+        "| | precision | clips | threads | avser_fast, ms | of the ceiling | fastest peer | times as long | goal |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for table in shown:
+        facts, ours, share, best, ratio = table.facts, table.ours, table.share(), fastest(table), table.best_ratio()
+        cells = [
+            GROUPS[facts["group"]],
+            facts["precision"],
+            "" if facts["group"] == "log-mel" else str(5 * facts["utterances"]),
+            str(facts["threads"]),
+            "not run" if ours is None else milliseconds(ours.median_ms),
+            "" if share is None else f"{100 * share:.0f} %",
+            "" if best is None else f"{short(best.name)} ({milliseconds(best.median_ms)} ms)",
+            "" if ratio is None else f"**{ratio:.2f}**",
+            verdict(table),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", *remarks(tables, files)]
+    return "\n".join(lines)
+
+
+def remarks(tables: list[Table], files: dict[str, dict[str, Any]]) -> list[str]:
+    """Start-up, memory, device and versions as sentences."""
+    lines = []
     for table in tables:
-        ours, *peers = table["rows"]
-        cells = [f"{p['name']} {p['median_ms'] / ours['median_ms']:.1f}" for p in peers]
-        cells += [f"{name} missing" for name in table["missing"]]
-        lines.append(f"| {table['case']} | {ours['median_ms']:.2f} | {', '.join(cells)} |")
-    device = tables[0]["device"]
-    versions = sorted({row["versions"] for table in tables for row in table["rows"] if row["versions"]})
-    lines += ["", f"{device['cpu']}, {device['cores']} cores, {device['isa']}. {', '.join(versions)}."]
+        if table.facts["group"] == "start-up" and table.ours is not None:
+            seconds, resident = table.ours.median_ms / 1e3, table.facts["resident_mb"][OURS]
+            met = "met" if seconds <= START_SECONDS and resident <= START_MB else "not met"
+            lines.append(
+                f"A fresh process, {table.case}: {seconds:.2f} s, {resident:.0f} MB resident, torch not imported "
+                f"(goal {START_SECONDS:g} s, {START_MB:g} MB: {met})."
+            )
+    if "memory" in files:
+        memory = files["memory"]
+        series = memory["resident_mb"]
+        lines.append(
+            f"{memory['calls']:,} calls of mixed lengths: {series[0]:.1f} MB resident after the first twentieth, "
+            f"{series[-1]:.1f} MB at the end."
+        )
+    devices = {json.dumps(files[name]["device"]) for name in files if "case" in files[name]}
+    for found in sorted(devices):
+        device = json.loads(found)
+        lines.append(f"{device['cpu']}, {plural(device['cores'], 'core')}, {device['isa']}, {device['compiler']}.")
+    versions = sorted({v for table in tables for row in table.peers for v in row.versions.split(" + ") if v})
+    lines.append(", ".join(v for v in versions if not v.startswith("avser_fast")) + ".")
+    return lines
+
+
+def goals_table(tables: list[Table]) -> str:
+    lines = ["| case | at least | measured | |", "|---|---|---|---|"]
+    for table in tables:
+        wanted, found = goal(table.facts), table.best_ratio()
+        if wanted is None:
+            continue
+        if found is None:
+            measured, met = "", table.missing.get(OURS, "no peer was measured")
+        else:
+            measured, met = f"{found:.2f}", "met" if found >= wanted else "not met"
+        lines.append(f"| {table.case} | {wanted:g} | {measured} | {met} |")
+    return "\n".join(lines)
+
+
+def details(folder: Path = SPEED) -> str:
+    """The text of ``results/README.md``: goals, and every contender of every case with its setting."""
+    tables, files = read(folder)
+    lines = [
+        "# Results of the benchmarks",
+        "",
+        "Rendered from the files beside it by `python -m benchmarks.render`.",
+        "",
+    ]
+    if not tables:
+        return "\n".join([*lines, "Not measured yet.", ""])
+    lines += ["## Goals: how many times as long as ours the fastest peer takes", "", goals_table(tables), ""]
+    if "roofline" in files:
+        from .roofline import text
+
+        lines += ["## Limits of the machine", "", "```", text(files["roofline"]), "```", ""]
+    for table in tables:
+        lines += [f"## {table.case}", ""]
+        share = table.share()
+        if share is not None:
+            lines += [f"{100 * share:.0f} % of {table.facts['ceiling_gmacs']:.0f} G multiply-adds per second.", ""]
+        if table.rows:
+            lines += ["| | median ms | min | p95 | calls | times as long | setting |", "|---|---|---|---|---|---|---|"]
+        for row in table.rows:
+            ratio = table.ratio(row)
+            times = "" if ratio is None else f"{ratio:.2f}"
+            lines.append(
+                f"| {row.name} | {row.median_ms:.3f} | {row.min_ms:.3f} | {row.p95_ms:.3f} | {row.calls} | {times} "
+                f"| {row.setting} |"
+            )
+        for row in table.rows:
+            others = [f"{setting}: {what}" for setting, what in row.tried.items() if setting != row.setting]
+            if others:
+                lines += ["", f"{row.name}, other settings tried: {'; '.join(others)}."]
+        for name, why in table.missing.items():
+            lines += ["", f"{name} was not run: {why}."]
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -51,10 +203,23 @@ def rendered(text: str) -> str:
     return text
 
 
-def main() -> None:
+def main() -> int:
     readme = ROOT / "README.md"
     readme.write_text(rendered(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    SPEED.mkdir(exist_ok=True)
+    (SPEED / "README.md").write_text(details(), encoding="utf-8")
+    tables, _ = read(SPEED)
+    if not tables:
+        (SPEED / CHART).unlink(missing_ok=True)
+        return 0
+    try:
+        from .chart import draw
+    except ImportError as error:
+        print(f"render: expected matplotlib for {CHART}, which was not renewed ({error})")
+        return 1
+    draw(tables, SPEED / CHART)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,63 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
-import avser_fast
 from avser_fast import reference
-from avser_fast.testing import assert_close
 
-from .cases import SECONDS, recognizer, speech
-from .compare import Contender, Table, compare
-from .peers import Peers
+from . import models
+from .cases import SECONDS, speech
+from .compare import OURS, Contender
+from .harness import Bench, plural
+from .models import probabilities
+from .ours import ours_whole_way
+from .peers import Peers, versions
+from .runtimes import network_peers
 
 
-def test_infer(benchmark: Any, tables: list[Table]) -> None:
+def published_clips(features: np.ndarray, out: np.ndarray) -> None:
+    """The published rule for an utterance that is longer than a clip, written with slices."""
+    count, width = len(out), out.shape[2]
+    assert len(features) >= count + width, "expected an utterance that is longer than a clip"
+    out[:] = 0
+    for i in range(count):
+        start = i * (len(features) // count)
+        if start < len(features) - width:
+            out[i, 0] = features[start : start + width]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("precision", ["float32", "bf16", "int8"])
+def test_whole_way(benchmark: Any, bench: Bench, precision: str, threads: int) -> None:
+    model = models.published()
+    rule = model.spec.clip_rule
     waveform = speech()
-    ours = recognizer("default", threads=1)
-    truth = avser_fast.load("default", backend="reference")
-    item = {"array": waveform, "sampling_rate": 16000}
+    case = f"{SECONDS} s of samples to probabilities, mdscm-published, {precision}, {plural(threads, 'thread')}"
+    facts = {"group": "whole way", "precision": precision, "threads": threads, "utterances": 1}
+    bench.needs(case, facts)
+    exact = reference.log_mel(torch.from_numpy(waveform).double())
+    cut, _ = reference.frame_clips(exact[None], rule.clips, rule.clip_frames, rule.rule)
+    clips = cut.float().numpy()
+    check = model.check(precision, clips, probabilities)
 
-    def scores(rec: avser_fast.Recognizer) -> np.ndarray:
-        found = rec.infer([item])[0].scores
-        return np.array([found[label] for label in rec.spec.labels])
+    # The networks read this array, which the front end fills anew for every call.
+    inputs = clips.copy()
+    networks = network_peers(model.deployed, precision, inputs, model.check(precision, clips), threads, bench.peers)
 
-    expected = scores(truth)
-
-    def check(result: np.ndarray) -> None:
-        assert_close(result, expected, 1e-4, "probabilities")
-
-    def published_front_end() -> Any:
-        from python_speech_features import delta, logfbank
-
-        spec = avser_fast.read_model("default")[0]
-        front = spec.front_end
+    def published_front_end(network: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+        from python_speech_features import logfbank
 
         def run() -> np.ndarray:
-            torch.set_num_threads(1)
-            stack = [logfbank(waveform, 16000, nfilt=front.mel_bands)]
-            while len(stack) < front.channels:
-                stack.append(delta(stack[-1], front.delta_window))
-            features = torch.from_numpy(np.stack(stack)).float()
-            rule = spec.clip_rule
-            clips, _ = reference.frame_clips(
-                reference.normalize(features, front), rule.clips, rule.clip_frames, rule.rule
-            )
-            return truth.forward(clips[None].numpy())[0][0]
+            inputs.fill(np.nan)
+            published_clips(logfbank(waveform, 16000, nfilt=40), inputs)
+            return probabilities(network())
 
         return run
 
     peers = Peers()
-    peers.add("reference (torch eager)", lambda: lambda: scores(truth), check, "torch")
-    peers.add("python_speech_features + torch eager", published_front_end, check, "python_speech_features")
-    table = compare(
-        f"{SECONDS} s of samples to probabilities, default model, 1 thread",
-        [Contender("avser_fast", lambda: scores(ours), check), *peers.contenders],
-        peers.missing,
-    )
-    tables.append(table)
-    benchmark.extra_info["ratios"] = {row.name: round(table.ratio(row), 2) for row in table.rows}
-    benchmark.pedantic(lambda: scores(ours), rounds=20, warmup_rounds=2)
+    for network in networks.contenders:
+        name = f"python_speech_features + {network.name}"
+        package = versions("python_speech_features") + " + " + network.versions
+        run = published_front_end(network.run)
+        peers.contenders.append(Contender(name, run, check, package, network.setting, network.tried))
+    peers.missing = {f"python_speech_features + {name}": why for name, why in networks.missing.items()}
+
+    def ours() -> Callable[[], np.ndarray]:
+        return ours_whole_way(model.spec, model.tensors, waveform, precision, threads, model.calibration)
+
+    bench.measure(benchmark, case, ours, model.check(precision, clips, probabilities, OURS), peers, facts)

@@ -1,56 +1,82 @@
-"""The network alone: five clips to probabilities, the same weights in every runtime."""
+"""The network alone: clips to clip logits, the same weights in every runtime."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-import torch
 
-from avser_fast import nn
-from avser_fast._engine import Engine
-from avser_fast.config import MEMBERS, ModelSpec
-from avser_fast.inference.weights import read_model
-from avser_fast.testing import assert_close
+from . import models
+from .cases import CLIPS
+from .compare import OURS
+from .harness import Bench, plural
+from .macs import mdscm_macs, resnet18_macs
+from .models import Model
+from .ours import ours_mdscm, ours_resnet18
+from .runtimes import network_peers
 
-from .cases import clips
-from .compare import Contender, Table, compare
-from .peers import network_peers
+PRECISIONS = ["float32", "bf16", "int8"]
 
 
-def _model(name: str) -> tuple[ModelSpec, nn.MDSCM]:
-    if name in MEMBERS:
-        torch.manual_seed(0)
-        return MEMBERS[name], nn.MDSCM(MEMBERS[name].network).eval()
-    spec, tensors, _ = read_model(name)
-    module = nn.MDSCM(spec.network).eval()
-    module.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()}, strict=False)
-    return spec, module
+def _measure(
+    benchmark: Any,
+    bench: Bench,
+    model: Model,
+    precision: str,
+    threads: int,
+    utterances: int,
+    macs: int,
+    ours: Any,
+) -> None:
+    count = utterances * CLIPS
+    case = f"{model.name}, {plural(utterances, 'utterance')} of {CLIPS} clips, {precision}, {plural(threads, 'thread')}"
+    facts = {
+        "group": model.name,
+        "precision": precision,
+        "threads": threads,
+        "utterances": utterances,
+        "macs": macs * count,
+    }
+    bench.needs(case, facts)
+    clips = model.clips(count)
+    peers = network_peers(model.deployed, precision, clips, model.check(precision, clips), threads, bench.peers)
+    batch = clips.reshape(utterances, CLIPS, *clips.shape[1:])
+    check = model.check(precision, clips, who=OURS)
+    bench.measure(benchmark, case, lambda: ours(batch), check, peers, facts)
+
+
+@pytest.mark.parametrize("utterances", [1, 16])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_published(benchmark: Any, bench: Bench, precision: str, threads: int, utterances: int) -> None:
+    model = models.published()
+
+    def ours(batch: Any) -> Any:
+        return ours_mdscm(model.spec, model.tensors, batch, precision, threads, model.calibration)
+
+    macs = mdscm_macs(model.spec.network)
+    _measure(benchmark, bench, model, precision, threads, utterances, macs, ours)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("name", ["mdscm-published", "mdscm-small"])
-def test_network(benchmark: Any, tables: list[Table], name: str, threads: int) -> None:
-    import json
+def test_small(benchmark: Any, bench: Bench, threads: int) -> None:
+    model = models.shipped()
 
-    spec, module = _model(name)
-    batch = clips(spec, 1)
-    with torch.inference_mode():
-        expected = nn.MDSCM(spec.network).double().eval()
-        expected.load_state_dict({k: v.double() for k, v in module.state_dict().items()})
-        truth = expected(torch.from_numpy(batch).double()).probabilities.numpy()
-    state = {k: v.numpy() for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
-    engine = Engine(json.dumps(spec.to_dict()), state)
+    def ours(batch: Any) -> Any:
+        return ours_mdscm(model.spec, model.tensors, batch, "float32", threads, model.calibration)
 
-    def run() -> Any:
-        return engine.forward(batch, None, threads=threads)[0]
+    _measure(benchmark, bench, model, "float32", threads, 1, mdscm_macs(model.spec.network), ours)
 
-    def check(result: Any) -> None:
-        assert_close(result, truth, 1e-5, "probabilities")
 
-    peers = network_peers(module, batch, truth, threads)
-    case = f"{name}, 1 utterance of 5 clips, float32, {threads} thread{'s' if threads > 1 else ''}"
-    table = compare(case, [Contender("avser_fast", run, check), *peers.contenders], peers.missing)
-    tables.append(table)
-    benchmark.extra_info["ratios"] = {row.name: round(table.ratio(row), 2) for row in table.rows}
-    benchmark.pedantic(run, rounds=10, warmup_rounds=2)
+@pytest.mark.parametrize("utterances", [1, 16])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_resnet18(benchmark: Any, bench: Bench, precision: str, threads: int, utterances: int) -> None:
+    model = models.resnet18()
+
+    def ours(batch: Any) -> Any:
+        return ours_resnet18(model.module, model.tensors, batch, precision, threads)
+
+    network = model.spec.network
+    macs = resnet18_macs(network.clip_frames, network.mel_bands)
+    _measure(benchmark, bench, model, precision, threads, utterances, macs, ours)

@@ -17,6 +17,7 @@
 #include "ops/log_mel/log_mel.h"
 #include "ops/normalize/normalize.h"
 #include "ops/resample/resample.h"
+#include "ops/roofline/roofline.h"
 
 namespace py = pybind11;
 
@@ -217,6 +218,23 @@ void translate(std::exception_ptr pointer) {
   }
 }
 
+double peak_of(const std::string& precision, double seconds, int threads) {
+  const bool known = precision == "float32" || precision == "bf16" || precision == "int8";
+  AVSER_CHECK(known, config, "measure_peak: precision: expected float32, bf16 or int8, got '", precision, "'");
+  PoolExecutor executor(threads);
+  const py::gil_scoped_release release;
+  return measure_peak(precision == "float32" ? PeakPrecision::float32
+                      : precision == "bf16"  ? PeakPrecision::bf16
+                                             : PeakPrecision::int8,
+                      seconds, executor);
+}
+
+double read_rate_of(int64_t bytes, double seconds, int threads) {
+  PoolExecutor executor(threads);
+  const py::gil_scoped_release release;
+  return measure_read(bytes, seconds, executor);
+}
+
 void bind_front_end(py::module_& m) {
   py::register_local_exception_translator(&translate);
   const LogMelOptions o;
@@ -235,6 +253,8 @@ void bind_front_end(py::module_& m) {
   m.def("frame_clips", &frame_clips_array, py::arg("features"), py::arg("clips"), py::arg("clip_frames"),
         py::arg("rule"));
   m.def("resample", &resample_array, py::arg("waveform"), py::arg("from_rate"), py::arg("to_rate"));
+  m.def("measure_peak", &peak_of, py::arg("precision"), py::arg("seconds") = 0.2, py::arg("threads") = 1);
+  m.def("measure_read", &read_rate_of, py::arg("bytes"), py::arg("seconds") = 0.2, py::arg("threads") = 1);
   m.def("_log", &log_array, py::arg("x"));
 }
 
