@@ -152,5 +152,53 @@ class SpeechModel:
     def sampling_rate(self) -> int:
         """Of the front end, in hertz."""
 
+class ResNet18:
+    """The ResNet-18 audio-visual encoder with its emotion classifier; immutable, safe to call from many threads."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, NDArray[np.float32]],
+        *,
+        in_channels: int = 1,
+        classes: int = 4,
+        precision: str = "float32",
+        poison: bool = False,
+    ) -> None:
+        """Pack the state dict of ``avser_fast.nn.AVRE(body="resnet18")``; the domain classifier is left out.
+
+        ``precision``: float32 or bf16.  Raises ConfigError or ModelError naming the argument or tensor.
+        """
+
+    def forward(
+        self, clips: NDArray[np.float32], valid: NDArray[np.bool_] | None = None, threads: int = 1
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """(B, L, channels, height, width), log-mel clips or faces of any size, to (probabilities (B, classes), clip
+        features f_v (B, L, 512), clip logits (B, L, classes)); ``valid`` as in ``Engine.forward``."""
+
+    @property
+    def precision(self) -> str: ...
+    @property
+    def isa(self) -> str: ...
+
+class Fusion:
+    """Fusion of clip features and clip logits by two LSTMs (section 2.3), float32; safe to call from many threads."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, NDArray[np.float32]],
+        *,
+        features: int = 1280,
+        classes: int = 4,
+        hidden: int = 128,
+        feature_weight: float = 0.7,
+        poison: bool = False,
+    ) -> None:
+        """Pack the state dict of ``avser_fast.nn.Fusion``."""
+
+    def forward(
+        self, features: NDArray[np.float32], scores: NDArray[np.float32], threads: int = 1
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """(B, L, D) and (B, L, classes) to the logits (fused, branch a, branch b), each (B, classes)."""
+
 def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """The kernels' own natural logarithm of positive numbers, for tests."""

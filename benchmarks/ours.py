@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -20,16 +19,19 @@ ABSENT = (AttributeError, TypeError, BackendError, ConfigError)
 Tensors = dict[str, np.ndarray]
 
 
+def _ranges(config: str, tensors: Tensors, precision: str, calibration: np.ndarray) -> Tensors | None:
+    """What int8 needs to know of the calibration clips (N, ...)."""
+    return _engine.Engine(config, tensors).calibrate(calibration[None]) if precision == "int8" else None
+
+
 def ours_mdscm(
     spec: ModelSpec, tensors: Tensors, clips: np.ndarray, precision: str, threads: int, calibration: np.ndarray
 ) -> Callable[[], np.ndarray]:
     """Clip logits (N, classes) of (B, L, ...) clips; ``calibration``: (N, ...) clips for int8."""
     config = json.dumps(spec.to_dict())
-    options: dict[str, Any] = {} if precision == "float32" else {"precision": precision}
-    if precision == "int8":
-        plain: Any = _engine.Engine(config, tensors)
-        options["calibration"] = plain.calibrate(calibration[None])
-    engine = _engine.Engine(config, tensors, **options)
+    engine = _engine.Engine(
+        config, tensors, precision=precision, calibration=_ranges(config, tensors, precision, calibration)
+    )
     return lambda: engine.forward(clips, None, threads)[2].reshape(-1, spec.network.classes)
 
 
@@ -37,21 +39,17 @@ def ours_resnet18(
     module: Any, tensors: Tensors, clips: np.ndarray, precision: str, threads: int
 ) -> Callable[[], np.ndarray]:
     """Clip logits (N, classes) of ``avser_fast.nn.AVRE(body="resnet18")`` for (B, L, ...) clips."""
-    make: Any = _engine.AvreEngine  # type: ignore[attr-defined]
-    options = {} if precision == "float32" else {"precision": precision}
-    engine = make(json.dumps(dataclasses.asdict(module.encoder)), tensors, **options)
-    return lambda: engine.forward(clips, None, threads)[-1].reshape(-1, module.encoder.classes)
+    encoder = module.encoder
+    engine = _engine.ResNet18(tensors, in_channels=encoder.in_channels, classes=encoder.classes, precision=precision)
+    return lambda: engine.forward(clips, None, threads)[2].reshape(-1, encoder.classes)
 
 
 def ours_whole_way(
     spec: ModelSpec, tensors: Tensors, waveform: np.ndarray, precision: str, threads: int, calibration: np.ndarray
 ) -> Callable[[], np.ndarray]:
     """Probabilities (classes,) of int16 samples at 16 kHz, through the call that users make."""
-    options: dict[str, Any] = {}
-    if precision == "int8":
-        plain: Any = _engine.Engine(json.dumps(spec.to_dict()), tensors)
-        options["calibration"] = plain.calibrate(calibration[None])
-    recognizer = avser_fast.Recognizer(spec, tensors, precision=precision, threads=threads, **options)
+    ranges = _ranges(json.dumps(spec.to_dict()), tensors, precision, calibration)
+    recognizer = avser_fast.Recognizer(spec, tensors, precision=precision, threads=threads, calibration=ranges)
     item = {"array": waveform, "sampling_rate": 16000}
 
     def run() -> np.ndarray:

@@ -223,9 +223,9 @@ double peak_of(const std::string& precision, double seconds, int threads) {
   AVSER_CHECK(known, config, "measure_peak: precision: expected float32, bf16 or int8, got '", precision, "'");
   PoolExecutor executor(threads);
   const py::gil_scoped_release release;
-  return measure_peak(precision == "float32" ? PeakPrecision::float32
-                      : precision == "bf16"  ? PeakPrecision::bf16
-                                             : PeakPrecision::int8,
+  return measure_peak(precision == "float32" ? Precision::float32
+                      : precision == "bf16"  ? Precision::bf16
+                                             : Precision::int8,
                       seconds, executor);
 }
 

@@ -8,6 +8,7 @@
 
 #include "common/check.h"
 #include "common/executor.h"
+#include "ops/roofline/roofline.h"
 
 namespace avser {
 namespace {
@@ -18,6 +19,8 @@ constexpr int64_t kGroup = 8;
 constexpr int64_t kCacheLine = 64;
 // Loads of whole vectors may reach behind the last element.
 constexpr int64_t kSlack = 64;
+// Time that the profile spends on the machine's peak, which it compares with.
+constexpr double kPeakSeconds = 0.05;
 
 // What a clip holds: nothing but +0 (-0 takes the long way, where it may give other bits), a value that is not finite,
 // or numbers.
@@ -169,7 +172,8 @@ Engine::Engine(const Network& network, const Tensors& tensors, const EngineOptio
                        network_.in_channels * network_.clip_frames * network_.mel_bands * statistics.maps +
                            statistics.width() * statistics.hidden.n);
     parts.emplace_back("emotion_head", network_.features() * network_.classes);
-    profile_.start(cat(precision_name(precision_), ", ", isa_name(isa_)), parts, 0);
+    profile_.start(cat(precision_name(precision_), ", ", isa_name(isa_)), parts,
+                   measure_peak(precision_, kPeakSeconds, executor) / 1e9);
   }
 }
 

@@ -45,12 +45,12 @@ void check_seconds(double seconds) {
 
 }  // namespace
 
-double measure_peak(PeakPrecision precision, double seconds, Executor& executor) {
+double measure_peak(Precision precision, double seconds, Executor& executor) {
   check_seconds(seconds);
   const RooflineKernels& kernels = AVSER_PICK(roofline_kernels);
-  const auto loop = precision == PeakPrecision::float32 ? kernels.float32
-                    : precision == PeakPrecision::bf16  ? kernels.bf16
-                                                        : kernels.int8;
+  const auto loop = precision == Precision::float32 ? kernels.float32
+                    : precision == Precision::bf16  ? kernels.bf16
+                                                    : kernels.int8;
   if (loop(1) == 0) return 0;
   return best_rate(seconds, executor, [&](int) { return loop(kSteps); });
 }

@@ -5,10 +5,9 @@
 
 #include "common/executor.h"
 #include "common/isa.h"
+#include "common/precision.h"
 
 namespace avser {
-
-enum class PeakPrecision { float32, bf16, int8 };
 
 struct RooflineKernels {
   // Loops on registers alone.  Each does `steps` steps and returns its multiply-adds, 0 where this instruction set has
@@ -23,7 +22,7 @@ AVSER_DECLARE_PER_ISA(RooflineKernels, roofline_kernels);
 
 // Multiply-adds per second of all workers together, the best of several slices of `seconds`; 0 where the running
 // instruction set has none of this precision.
-double measure_peak(PeakPrecision precision, double seconds, Executor& executor);
+double measure_peak(Precision precision, double seconds, Executor& executor);
 
 // Bytes per second that all workers together read, each from `bytes` of its own; the best of several slices.
 double measure_read(int64_t bytes, double seconds, Executor& executor);
