@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from avser_fast import nn
 from avser_fast.inference.weights import write_bytes
 
 from .data import FeatureSet
 from .settings import Settings
-from .train import score, train
+from .train import halves, score, train
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,10 @@ def run_fold(
     folder: Path,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
-    """Train and test one fold; its checkpoint in ``folder`` lets an interrupted fold go on where it was."""
+    """Train and test one fold; its checkpoint in ``folder`` lets an interrupted fold go on where it was.
+
+    ``paths`` of the result are the answers of a network with a statistics path from either of its paths alone.
+    """
     test = corpus.subset(lambda u: u.speaker == fold.test)
     validation = corpus.subset(lambda u: u.speaker == fold.validation)
     training = corpus.subset(lambda u: u.speaker not in (fold.test, fold.validation))
@@ -70,8 +74,13 @@ def run_fold(
             settings, rest, None, seed=fold.seed, epochs=picked, checkpoint=checkpoints[1], progress=progress
         )
     model = nn.MDSCM(settings.network)
-    model.load_state_dict(trained.state)
-    probabilities = score(model, test.normalized(trained.spec.front_end), trained.spec).softmax(1)
+    heard = test.normalized(trained.spec.front_end)
+
+    def probabilities(state: dict[str, Tensor]) -> list[list[float]]:
+        model.load_state_dict(state)
+        return [[round(float(p), 6) for p in row] for row in score(model, heard, trained.spec).softmax(1)]
+
+    paths = halves(trained.state, settings.network)
     result = {
         "seed": fold.seed,
         "test": fold.test,
@@ -81,8 +90,10 @@ def run_fold(
         "history": history,
         "keys": [u.key for u in test.utterances],
         "truth": [u.label for u in test.utterances],
-        "probabilities": [[round(float(p), 6) for p in row] for row in probabilities],
+        "probabilities": probabilities(trained.state),
     }
+    if paths:
+        result["paths"] = {name: probabilities(state) for name, state in paths.items()}
     write_json(result, folder / f"{fold.name}.json")
     for checkpoint in checkpoints:
         checkpoint.unlink(missing_ok=True)
