@@ -155,6 +155,10 @@ class MDSCM:
     ``stem`` are the widths of the stride-2 convolutions, ``blocks`` those of the depthwise-separable residual blocks,
     the last of which carries the attention.  ``encoder_layers`` may be 0.  ``pooling`` joins the tokens of a clip:
     ``mean`` gives D features, ``mean_std`` 2 D, with D = ``token_width``.
+
+    ``statistics`` > 0 adds a path beside the convolutions: a linear map of all bands of a frame to that many values,
+    their means and deviations over the frames (``reference.frame_statistics``), batch norm and a hidden layer of
+    ``statistics_hidden`` rectified units, which are joined to the clip feature.
     """
 
     mel_bands: int = 40
@@ -172,6 +176,9 @@ class MDSCM:
     pooling: str = "mean"
     block_dropout: float = 0.5
     encoder_dropout: float = 0.4
+    statistics: int = 0
+    statistics_hidden: int = 128
+    statistics_dropout: float = 0.3
 
     def __post_init__(self) -> None:
         for name in ("mel_bands", "in_channels", "clip_frames", "attention_reduction", "encoder_heads", "encoder_ff"):
@@ -182,7 +189,14 @@ class MDSCM:
             _require(len(widths) >= 1 and all(w >= 1 for w in widths), name, "one or more positive widths", widths)
         _require(self.encoder_layers >= 0, "encoder_layers", "0 or more", self.encoder_layers)
         _require(self.pooling in POOLINGS, "pooling", f"one of {POOLINGS}", self.pooling)
-        for name in ("block_dropout", "encoder_dropout"):
+        _require(
+            0 <= self.statistics <= self.mel_bands,
+            "statistics",
+            f"0 (no path) to {self.mel_bands}, the number of bands",
+            self.statistics,
+        )
+        _require(self.statistics_hidden >= 1, "statistics_hidden", "at least 1", self.statistics_hidden)
+        for name in ("block_dropout", "encoder_dropout", "statistics_dropout"):
             _require(0 <= getattr(self, name) < 1, name, "0 <= p < 1", getattr(self, name))
         if self.channel_attention:
             _require(
@@ -220,9 +234,19 @@ class MDSCM:
         return max(1, self.blocks[-1] // self.attention_reduction)
 
     @property
-    def features(self) -> int:
-        """Width of a clip feature f_s."""
+    def pooled_width(self) -> int:
+        """Width of the pooled tokens, which come first in a clip feature."""
         return self.token_width * (2 if self.pooling == "mean_std" else 1)
+
+    @property
+    def statistics_width(self) -> int:
+        """Inputs of the statistics path's hidden layer: static means and the deviations of every channel."""
+        return (1 + self.in_channels) * self.statistics
+
+    @property
+    def features(self) -> int:
+        """Width of a clip feature f_s: pooled tokens, then the statistics path if there is one."""
+        return self.pooled_width + (self.statistics_hidden if self.statistics else 0)
 
 
 @dataclass(frozen=True)
@@ -250,6 +274,7 @@ class AVRE:
             for name in ("in_channels", "classes"):
                 inner = getattr(self.mdscm, name)
                 _require(inner == getattr(self, name), name, f"the body's {inner}", getattr(self, name))
+            _require(self.mdscm.statistics == 0, "mdscm.statistics", "0 in an encoder", self.mdscm.statistics)
 
     @property
     def features(self) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from avser_fast import nn
 from avser_fast.inference.weights import write_bytes
@@ -22,7 +23,7 @@ from avser_fast.inference.weights import write_bytes
 from .data import FeatureSet
 from .precisions import low_precisions
 from .settings import Settings
-from .train import score, train
+from .train import halves, score, train
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,10 @@ def run_fold(
     folder: Path,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
-    """Train and test one fold; its checkpoint in ``folder`` lets an interrupted fold go on where it was."""
+    """Train and test one fold; its checkpoint in ``folder`` lets an interrupted fold go on where it was.
+
+    ``paths`` of the result are the answers of a network with a statistics path from either of its paths alone.
+    """
     test = corpus.subset(lambda u: u.speaker == fold.test)
     validation = corpus.subset(lambda u: u.speaker == fold.validation)
     training = corpus.subset(lambda u: u.speaker not in (fold.test, fold.validation))
@@ -71,8 +75,13 @@ def run_fold(
             settings, training, None, seed=fold.seed, epochs=picked, checkpoint=checkpoints[1], progress=progress
         )
     model = nn.MDSCM(settings.network)
-    model.load_state_dict(trained.state)
-    probabilities = score(model, test.normalized(trained.spec.front_end), trained.spec).softmax(1)
+    heard = test.normalized(trained.spec.front_end)
+
+    def probabilities(state: dict[str, Tensor]) -> list[list[float]]:
+        model.load_state_dict(state)
+        return [[round(float(p), 6) for p in row] for row in score(model, heard, trained.spec).softmax(1)]
+
+    paths = halves(trained.state, settings.network)
     result = {
         "seed": fold.seed,
         "test": fold.test,
@@ -82,9 +91,11 @@ def run_fold(
         "history": history,
         "keys": [u.key for u in test.utterances],
         "truth": [u.label for u in test.utterances],
-        "probabilities": [[round(float(p), 6) for p in row] for row in probabilities],
+        "probabilities": probabilities(trained.state),
         "precisions": low_precisions(trained.spec, trained.state, training, test),
     }
+    if paths:
+        result["paths"] = {name: probabilities(state) for name, state in paths.items()}
     write_json(result, folder / f"{fold.name}.json")
     for checkpoint in checkpoints:
         checkpoint.unlink(missing_ok=True)

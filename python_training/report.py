@@ -69,12 +69,17 @@ def _rates(results: Sequence[dict[str, Any]], classes: int) -> dict[str, float]:
     return {"wa": _percent(weighted_accuracy(matrix)), "ua": _percent(unweighted_accuracy(matrix))}
 
 
+def _of_path(result: dict[str, Any], path: str) -> dict[str, Any]:
+    return {**result, "probabilities": result["paths"][path]}
+
+
 def summarize(results: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Any]:
     """Pooled WA and UA in percent: per seed, per test speaker (all seeds pooled), mean and spread over seeds.
 
     ``spread`` is (smallest, largest) over the seeds, ``std`` the sample standard deviation (None for one seed).
     ``confusion`` sums the seeds; rows are the truth.  ``precisions`` is what the card says of bf16 and int8, None for
-    runs that did not measure them.
+    runs that did not measure them.  ``paths`` has the UA per seed of each path of a network answering alone, where the
+    network has two.
     """
     classes = len(labels)
     seeds = sorted({r["seed"] for r in results})
@@ -99,6 +104,11 @@ def summarize(results: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[
         entry["ua"] = round(
             float(np.mean([_rates([r for r in low if r["seed"] == s], classes)["ua"] for s in seeds])), 2
         )
+    if results and all("paths" in r for r in results):
+        summary["paths"] = {
+            name: {str(s): _rates([_of_path(r, name) for r in results if r["seed"] == s], classes)["ua"] for s in seeds}
+            for name in results[0]["paths"]
+        }
     for rate in ("wa", "ua"):
         values = [per_seed[str(s)][rate] for s in seeds]
         summary[rate] = {
@@ -122,6 +132,9 @@ def text_report(summary: dict[str, Any], title: str) -> str:
             f"mean of seeds   WA {wa['mean']:5.1f} %   UA {ua['mean']:5.1f} %"
             f"   (UA from {ua['spread'][0]:.1f} to {ua['spread'][1]:.1f}, std {ua['std']:.1f})"
         )
+    for name, rates in summary.get("paths", {}).items():
+        each = " / ".join(f"{value:.1f}" for value in rates.values())
+        lines.append(f"{name + ' alone':<16}UA {np.mean(list(rates.values())):5.1f} %   ({each})")
     lines += ["", "speaker   WA      UA"]
     for speaker, rates in summary["per_speaker"].items():
         lines.append(f"{speaker:<8} {rates['wa']:5.1f} % {rates['ua']:5.1f} %")

@@ -78,6 +78,8 @@ class FrontEndRecipe:
 
     mel_bands: int = 40
     channels: int = 1
+    frame_length: int = 400
+    n_fft: int = 512
     normalization: str = "none"
     zero: str = "mean"
 
@@ -87,14 +89,15 @@ class FrontEndRecipe:
 
     def front_end(self) -> FrontEnd:
         """The front end; 0 and 1 stand for mean and std until ``FeatureSet.measured_front_end`` fills them in."""
-        if self.normalization != "global":
-            return FrontEnd(mel_bands=self.mel_bands, channels=self.channels, normalization=self.normalization)
+        measured = self.normalization == "global"
         return FrontEnd(
             mel_bands=self.mel_bands,
             channels=self.channels,
-            normalization="global",
-            mean=(0.0,) * self.channels,
-            std=(1.0,) * self.channels,
+            frame_length=self.frame_length,
+            n_fft=self.n_fft,
+            normalization=self.normalization,
+            mean=(0.0,) * self.channels if measured else (),
+            std=(1.0,) * self.channels if measured else (),
         )
 
 

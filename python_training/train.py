@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avser_fast import nn, reference
-from avser_fast.config import ModelSpec
+from avser_fast.config import MDSCM, ModelSpec
 
 from .data import CropSampler, FeatureSet, augment
 from .metrics import confusion_matrix, unweighted_accuracy
@@ -44,6 +44,20 @@ def score(model: nn.MDSCM, features: list[Tensor], spec: ModelSpec) -> Tensor:
     return torch.stack(logits)
 
 
+def halves(state: dict[str, Tensor], network: MDSCM) -> dict[str, dict[str, Tensor]]:
+    """Weights of the same network answering from one of its two paths alone (see ``_loss``): ``body``, ``statistics``;
+    empty without a statistics path."""
+    if not network.statistics:
+        return {}
+    width, weight = network.pooled_width, state["head.weight"]
+    doubled = 2.0 * weight
+    nothing = torch.zeros_like(weight)
+    return {
+        "body": {**state, "head.weight": torch.cat((doubled[:, :width], nothing[:, width:]), dim=1)},
+        "statistics": {**state, "head.weight": torch.cat((nothing[:, :width], doubled[:, width:]), dim=1)},
+    }
+
+
 def _optimizer(model: nn.MDSCM, settings: Settings) -> torch.optim.Optimizer:
     recipe = settings.optimisation
     decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -66,6 +80,36 @@ def learning_rate(step: int, steps_per_epoch: int, settings: Settings) -> float:
 def _class_weights(targets: Tensor, classes: int, power: float) -> Tensor:
     counts = torch.bincount(targets, minlength=classes).clamp(min=1).float()
     return (counts.sum() / (classes * counts)) ** power
+
+
+def _loss(
+    model: nn.MDSCM,
+    crops: Tensor,
+    targets: Tensor,
+    generator: torch.Generator,
+    settings: Settings,
+    weights: Tensor,
+) -> Tensor:
+    """Cross-entropy of a batch.
+
+    A statistics path learns apart from the convolutions: each path is asked for the whole answer from its half of the
+    head (the bias is shared), so that neither leans on the other, and the logits of the network are the mean of both.
+    Only the convolutions are shown augmented crops: masks and mixtures would spoil what the statistics measure.
+    """
+    recipe, network = settings.optimisation, model.network
+    changed, soft = augment(crops, targets, settings.augmentation, network.classes, generator)
+
+    def cross_entropy(logits: Tensor, truth: Tensor) -> Tensor:
+        return F.cross_entropy(logits, truth, weight=weights, label_smoothing=recipe.label_smoothing)
+
+    if model.statistics is None:
+        return cross_entropy(model(changed.unsqueeze(1)).clip_logits[:, 0], soft)
+    width = network.pooled_width
+    pooled = reference.pool_tokens(model.body(changed), network.pooling)
+    of_body = F.linear(2.0 * pooled, model.head.weight[:, :width], model.head.bias)
+    of_statistics = F.linear(2.0 * model.statistics(crops), model.head.weight[:, width:], model.head.bias)
+    hard = F.one_hot(targets, network.classes).to(crops.dtype)
+    return 0.5 * (cross_entropy(of_body, soft) + cross_entropy(of_statistics, hard))
 
 
 def _average(averaged: dict[str, Tensor], model: nn.MDSCM, decay: float) -> None:
@@ -153,11 +197,9 @@ def _train(
         model.train()
         total = 0.0
         for step, (crops, targets) in enumerate(sampler.epoch(generator)):
-            crops, soft = augment(crops, targets, settings.augmentation, classes, generator)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate((epoch - 1) * steps + step, steps, settings)
-            logits = model(crops.unsqueeze(1)).clip_logits[:, 0]
-            loss = F.cross_entropy(logits, soft, weight=weights, label_smoothing=recipe.label_smoothing)
+            loss = _loss(model, crops, targets, generator, settings, weights)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)

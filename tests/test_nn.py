@@ -36,6 +36,14 @@ def test_published_size() -> None:
         {"stem": (3, 4, 5), "blocks": (6, 7, 8), "attention_reduction": 3, "encoder_heads": 2, "pooling": "mean_std"},
         {"spatial_attention": False, "stem": (8, 9), "blocks": (10, 12), "attention_reduction": 2, "classes": 1},
         {"channel_attention": False, "stem": (8, 9), "blocks": (10, 12), "encoder_layers": 1, "classes": 7},
+        {
+            "stem": (3,),
+            "blocks": (5,),
+            "attention_reduction": 5,
+            "encoder_layers": 0,
+            "statistics": 25,
+            "in_channels": 2,
+        },
     ],
 )
 def test_other_members(fields: dict[str, object]) -> None:
@@ -48,6 +56,36 @@ def test_other_members(fields: dict[str, object]) -> None:
     assert tokens.shape == (6, network.tokens, network.token_width)
     assert out.features.shape == (3, 2, network.features)
     assert_close(out.probabilities, out.clip_logits.mean(1).softmax(-1), 1e-12)
+
+
+def test_the_statistics_path_is_joined_to_the_pooled_tokens() -> None:
+    network = config.MDSCM(
+        in_channels=3,
+        stem=(4,),
+        blocks=(8,),
+        attention_reduction=4,
+        encoder_layers=0,
+        statistics=9,
+        statistics_hidden=7,
+    )
+    model = nn.MDSCM(network).double().eval()
+    path = model.statistics
+    assert path is not None
+    for tensor in (path.norm.running_mean, path.norm.running_var, path.norm.weight, path.norm.bias):
+        tensor.data.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+    clips = torch.randn(2, 3, 3, 224, 40, dtype=torch.float64)
+    with torch.inference_mode():
+        out = model(clips)
+        flat = clips.flatten(0, 1)
+        values = path.norm(
+            reference.frame_statistics(flat, path.gate.weight, path.gate.bias, path.bands.weight.double())
+        )
+        hidden = path.hidden(values).clamp(min=0)
+        features = torch.cat((model.body(flat).mean(1), hidden), dim=1)
+        logits = model.head(features)
+    assert out.features.shape == (2, 3, network.features) and network.features == network.pooled_width + 7
+    assert_close(out.features, features.unflatten(0, (2, 3)), 1e-12)
+    assert_close(out.clip_logits, logits.unflatten(0, (2, 3)), 1e-12)
 
 
 def test_only_valid_clips_vote() -> None:
@@ -74,6 +112,14 @@ def test_wrong_configurations_are_named() -> None:
         config.MDSCM(encoder_heads=5)
     with pytest.raises(ConfigError, match="pooling: expected one of"):
         config.MDSCM(pooling="max")
+    with pytest.raises(ConfigError, match=r"statistics: expected 0 \(no path\) to 40, the number of bands, got 41"):
+        config.MDSCM(statistics=41)
+    with pytest.raises(ConfigError, match="statistics_hidden: expected at least 1, got 0"):
+        config.MDSCM(statistics_hidden=0)
+    with pytest.raises(ConfigError, match="statistics_dropout: expected 0 <= p < 1, got 1"):
+        config.MDSCM(statistics_dropout=1)
+    with pytest.raises(ConfigError, match="mdscm.statistics: expected 0 in an encoder, got 5"):
+        config.AVRE(body="mdscm", mdscm=config.MDSCM(statistics=5))
     with pytest.raises(ConfigError, match="labels: expected 4 names"):
         config.ModelSpec(labels=("a", "b"))
     with pytest.raises(ConfigError, match="std: expected positive values"):

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import avser_fast
+from avser_fast import nn
 from avser_fast.errors import ConfigError
 from python_training import crossval, precisions, report
 from python_training.__main__ import main
@@ -22,7 +23,7 @@ from python_training.data import Augmentation, CropSampler, FeatureSet, augment,
 from python_training.data.emodb import LABELS
 from python_training.metrics import confusion_matrix, unweighted_accuracy, weighted_accuracy
 from python_training.settings import CONFIGS, Settings, load_settings
-from python_training.train import learning_rate, train
+from python_training.train import _loss, halves, learning_rate, train
 
 TINY = {
     "network.stem": (2, 4),
@@ -30,6 +31,8 @@ TINY = {
     "network.attention_reduction": 2,
     "network.encoder_layers": 0,
     "network.block_dropout": 0.0,
+    "network.statistics": 6,
+    "network.statistics_hidden": 8,
     "optimisation.epochs": 3,
     "optimisation.batch_size": 8,
     "optimisation.warmup_epochs": 1,
@@ -202,6 +205,56 @@ def test_training_learns(settings: Settings, corpus: FeatureSet) -> None:
     assert trained.history[-1]["loss"] < 0.75 * math.log(4), "three quarters of the loss of guessing"
 
 
+def test_the_two_paths_learn_apart(settings: Settings, corpus: FeatureSet) -> None:
+    """What the body is shown changes what the body learns, not what the statistics path learns."""
+    torch.manual_seed(0)
+    network = dataclasses.replace(settings.network, statistics_dropout=0.0)
+    model = nn.MDSCM(network)
+    crops, targets = torch.randn(8, 3, network.clip_frames, 40), torch.arange(8) % 4
+    gradients = []
+    for augmentation in (settings.augmentation, Augmentation()):
+        model.zero_grad()
+        changed = dataclasses.replace(settings, augmentation=augmentation, network=network)
+        _loss(model, crops, targets, torch.Generator().manual_seed(0), changed, torch.ones(4)).backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    a, b = gradients
+    path = [n for n in a if n.startswith("statistics.")]
+    assert len(path) == 4 and all(torch.equal(a[n], b[n]) for n in path)
+    assert not torch.equal(a["body.conv_stem.convs.0.weight"], b["body.conv_stem.convs.0.weight"])
+    trained, fixed = train(settings, corpus, None, seed=0).state, nn.MDSCM(network).state_dict()
+    for name in ("statistics.gate.weight", "statistics.gate.bias", "statistics.bands.weight"):
+        assert torch.equal(trained[name], fixed[name]), "map and gate are not trained"
+
+
+def test_the_logits_are_the_mean_of_both_paths(settings: Settings, corpus: FeatureSet) -> None:
+    plain = dataclasses.replace(settings, augmentation=Augmentation())
+    model = nn.MDSCM(settings.network).eval()
+    crops = torch.randn(4, 3, settings.network.clip_frames, 40)
+    targets, weights = torch.tensor([0, 1, 2, 3]), torch.ones(4)
+    loss = _loss(model, crops, targets, torch.Generator(), plain, weights)
+    out = model(crops.unsqueeze(1))
+    alone = []
+    for name, state in halves(model.state_dict(), settings.network).items():
+        part = nn.MDSCM(settings.network).eval()
+        part.load_state_dict(state)
+        alone.append(part(crops.unsqueeze(1)).clip_logits[:, 0])
+        missing = "statistics.hidden.weight" if name == "body" else "body.conv_stem.convs.0.weight"
+        dict(part.named_parameters())[missing].data.zero_()
+        assert torch.equal(part(crops.unsqueeze(1)).clip_logits[:, 0], alone[-1]), f"{name} does not use the other path"
+    assert torch.allclose((alone[0] + alone[1]) / 2, out.clip_logits[:, 0], atol=1e-5)
+    smoothing = settings.optimisation.label_smoothing
+    both = [torch.nn.functional.cross_entropy(h, targets, label_smoothing=smoothing) for h in alone]
+    assert torch.allclose(loss, (both[0] + both[1]) / 2, atol=1e-5)
+
+
+def test_front_end_recipes_reach_the_front_end(settings: Settings) -> None:
+    front_end = settings.front_end.front_end()
+    assert (front_end.frame_length, front_end.n_fft) == (settings.front_end.frame_length, settings.front_end.n_fft)
+    assert front_end.mean == (0.0,) * 3 and front_end.std == (1.0,) * 3
+    plain = load_settings("mdscm-published").front_end.front_end()
+    assert (plain.frame_length, plain.n_fft, plain.mean) == (400, 512, ())
+
+
 def test_folds_never_share_a_speaker() -> None:
     ring = [f"{i:02}" for i in range(10)]
     made = crossval.folds(ring, [0, 1])
@@ -225,6 +278,7 @@ def test_the_test_speaker_cannot_influence_a_fold(settings: Settings, corpus: Fe
         results.append(crossval.run_fold(settings, data, crossval.Fold(0, "03", "08"), tmp_path / name))
     a, b = results
     assert a["probabilities"] == b["probabilities"] and a["epoch"] == b["epoch"] and a["history"] == b["history"]
+    assert a["paths"] == b["paths"] and a["paths"].keys() == {"body", "statistics"}
     assert a["truth"] != b["truth"]
     assert a["precisions"] == b["precisions"]
 
@@ -294,6 +348,12 @@ def test_report_pools_and_shows_the_spread() -> None:
     text = report.text_report(summary, "title")
     assert "87.5 %" in text and "no" in text and "std 26.5" in text
     assert report.summarize(results[:3], ["no", "yes"])["missing"] == ["seed 1, speaker b"]
+    assert "paths" not in summary
+    for result in results:
+        result["paths"] = {"body": result["probabilities"], "statistics": np.eye(2)[result["truth"]].tolist()}
+    summary = report.summarize(results, ["no", "yes"])
+    assert summary["paths"] == {"body": {"0": 87.5, "1": 50.0}, "statistics": {"0": 100.0, "1": 100.0}}
+    assert "statistics alone" in report.text_report(summary, "title")
 
 
 def test_report_of_precisions() -> None:

@@ -37,6 +37,7 @@ NETWORKS = [
     config.MDSCM(mel_bands=80, in_channels=3, classes=7),
     config.MDSCM(spatial_attention=False, encoder_layers=0, pooling="mean_std"),
     config.MDSCM(channel_attention=False, encoder_layers=1, stem=(8,), blocks=(8, 12, 16)),
+    config.MDSCM(in_channels=3, encoder_layers=0, stem=(8,), blocks=(16,), statistics=25, statistics_hidden=30),
     config.MDSCM(mel_bands=24, stem=(4, 8), blocks=(8,), attention_reduction=2, encoder_layers=1, encoder_ff=10),
 ]
 SMALL = NETWORKS[-1]

@@ -225,6 +225,11 @@ def expected_tensors(network: MDSCM) -> Iterator[tuple[str, tuple[int, ...]]]:
         for part in ("norm1", "norm2"):
             yield f"{layer}.{part}.weight", (width,)
             yield f"{layer}.{part}.bias", (width,)
+    if network.statistics:
+        yield from linear("statistics.gate", network.mel_bands, 1)
+        yield "statistics.bands.weight", (network.statistics, network.mel_bands)
+        yield from norm("statistics.norm", network.statistics_width)
+        yield from linear("statistics.hidden", network.statistics_width, network.statistics_hidden)
     yield from linear("head", network.features, network.classes)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import config, reference
@@ -18,7 +19,7 @@ class ClipOutput(NamedTuple):
     clip_logits: Tensor
 
 
-def norm_tensors(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def norm_tensors(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The four tensors that the reference calls a Norm."""
     assert norm.running_mean is not None and norm.running_var is not None
     return norm.weight, norm.bias, norm.running_mean, norm.running_var
@@ -144,6 +145,38 @@ class MDSCMBody(nn.Module):
         return x
 
 
+#: The gate before anybody trains it: (n, b) opens for frames whose mean band is above -b / n standard deviations from
+#: the corpus' mean.  On the log-mel features of speech that is the level at which a frame is no longer a pause.
+GATE = (4.0, 4.5)
+
+
+class Statistics(nn.Module):
+    """Parameters of ``reference.frame_statistics`` and the hidden layer on it.
+
+    The map starts as a cosine transform (cepstra) and the gate as one that tells speech from pauses; both are fixed
+    unless a trainer asks for their gradients.
+    """
+
+    def __init__(self, network: config.MDSCM):
+        super().__init__()
+        self.dropout = network.statistics_dropout
+        self.gate = nn.Linear(network.mel_bands, 1)
+        self.bands = nn.Linear(network.mel_bands, network.statistics, bias=False)
+        self.norm = nn.BatchNorm1d(network.statistics_width)
+        self.hidden = nn.Linear(network.statistics_width, network.statistics_hidden)
+        for layer in (self.gate, self.bands):
+            layer.requires_grad_(False)
+        nn.init.constant_(self.gate.weight, GATE[0] / network.mel_bands)
+        nn.init.constant_(self.gate.bias, GATE[1])
+        self.bands.weight.copy_(reference.cepstral_map(network.statistics, network.mel_bands))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """(N, channels, frames, bands) to (N, statistics_hidden)."""
+        values = reference.frame_statistics(clips, self.gate.weight, self.gate.bias, self.bands.weight)
+        values = reference.batch_norm(values, norm_tensors(self.norm), training=self.training)
+        return F.dropout(F.relu(self.hidden(values)), self.dropout, self.training)
+
+
 class MDSCM(nn.Module):
     """One member of the MDSCM family (section 2.1); ``network`` or its fields as keywords say which."""
 
@@ -153,6 +186,7 @@ class MDSCM(nn.Module):
             raise TypeError(f"MDSCM: expected a config.MDSCM or its fields, got both (fields {', '.join(fields)})")
         self.network = network or config.MDSCM(**fields)  # type: ignore[arg-type]
         self.body = MDSCMBody(self.network)
+        self.statistics = Statistics(self.network) if self.network.statistics else None
         self.head = nn.Linear(self.network.features, self.network.classes)
 
     def forward(self, clips: Tensor, valid: Tensor | None = None) -> ClipOutput:
@@ -161,9 +195,13 @@ class MDSCM(nn.Module):
         Raises ValueError when the clips do not fit the network.
         """
         batch, count = check_clips(clips, self.network, "MDSCM")
-        tokens = self.body(clips.flatten(0, 1))
+        flat = clips.flatten(0, 1)
         features, logits = reference.emotion_head(
-            tokens, self.head.weight, self.head.bias, pooling=self.network.pooling
+            self.body(flat),
+            self.head.weight,
+            self.head.bias,
+            pooling=self.network.pooling,
+            statistics=None if self.statistics is None else self.statistics(flat),
         )
         clip_logits = logits.unflatten(0, (batch, count))
         probabilities = torch.softmax(reference.average_clips(clip_logits, valid), dim=-1)

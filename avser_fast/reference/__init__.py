@@ -10,6 +10,7 @@ from .cs_attention import channel_attention, cs_attention, spatial_attention
 from .dsc_block import dsc_block, separable_conv2d
 from .emotion_head import average_clips, emotion_head, pool_tokens
 from .frame_clips import clip_table, frame_clips
+from .frame_statistics import cepstral_map, frame_statistics, frame_weights
 from .fusion_lstm import fuse_inputs, fusion_lstm, lstm_branch
 from .gradient_reversal import domain_head, gradient_reversal, reversal_schedule
 from .log_mel import add_deltas, log_mel, mel_filters
@@ -24,6 +25,7 @@ __all__ = [
     "average_clips",
     "basic_block",
     "batch_norm",
+    "cepstral_map",
     "channel_attention",
     "clip_table",
     "conv_stem",
@@ -32,6 +34,8 @@ __all__ = [
     "dsc_block",
     "emotion_head",
     "frame_clips",
+    "frame_statistics",
+    "frame_weights",
     "fuse_inputs",
     "fusion_lstm",
     "gradient_reversal",

@@ -20,10 +20,16 @@ def pool_tokens(tokens: Tensor, pooling: str = "mean") -> Tensor:
     raise ValueError(f"emotion_head: pooling: expected 'mean' or 'mean_std', got {pooling!r}")
 
 
-def emotion_head(tokens: Tensor, weight: Tensor, bias: Tensor, *, pooling: str = "mean") -> tuple[Tensor, Tensor]:
-    """Clip feature f_s and class logits: (N, tokens, D) -> ((N, features), (N, classes)); weight (classes,
-    features)."""
+def emotion_head(
+    tokens: Tensor, weight: Tensor, bias: Tensor, *, pooling: str = "mean", statistics: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Clip feature f_s and class logits: (N, tokens, D) -> ((N, features), (N, classes)); weight (classes, features).
+
+    ``statistics`` (N, H), what the statistics path says, is joined to the pooled tokens.
+    """
     features = pool_tokens(tokens, pooling)
+    if statistics is not None:
+        features = torch.cat((features, statistics), dim=1)
     return features, F.linear(features, weight, bias)
 
 
