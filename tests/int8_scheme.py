@@ -109,7 +109,11 @@ class Int8Scheme:
         """Every stem, then ``features`` and ``clip_logits``, each (B, L, ...)."""
         batch = clips.shape[:2]
         x = torch.from_numpy(clips).double().flatten(0, 1)
-        out: dict[str, Tensor] = {}
+        path, out = self.module.statistics, {}
+        hidden = None
+        if path is not None:  # the statistics are not rounded
+            weights = (path.gate.weight, path.gate.bias, path.bands.weight)
+            out["frame_statistics"], hidden = reference.frame_statistics(x, *weights), path(x)
         inputs = torch.ones(self.network.in_channels, dtype=torch.float64)
         for i in range(len(self.network.stem)):
             conv, norm = f"body.conv_stem.convs.{i}", f"body.conv_stem.norms.{i}"
@@ -129,6 +133,6 @@ class Int8Scheme:
             out[f"temporal_attention.{i}"] = x = self.encoder_layer(i, x)
         head = self.module.head
         out["features"], out["clip_logits"] = reference.emotion_head(
-            x, head.weight, head.bias, pooling=self.network.pooling
+            x, head.weight, head.bias, pooling=self.network.pooling, statistics=hidden
         )
         return {name: value.detach().unflatten(0, batch).numpy() for name, value in out.items()}

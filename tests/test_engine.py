@@ -62,6 +62,31 @@ MEMBERS = [
     MDSCM(1, 1, 1, 2, (3,), (20,), attention_reduction=3, encoder_layers=1, encoder_heads=1, encoder_ff=5),
     MDSCM(2, 1, 2, 1, (17,), (3, 16), attention_reduction=1, encoder_layers=0),
     MDSCM(mel_bands=5, clip_frames=600, stem=(8,), blocks=(8,), attention_reduction=2, encoder_layers=1),  # long scores
+    MDSCM(
+        in_channels=3, clip_frames=320, stem=(16, 32), blocks=(64,), encoder_layers=0, pooling="mean_std", statistics=25
+    ),
+    MDSCM(
+        mel_bands=24,
+        in_channels=2,
+        clip_frames=50,
+        stem=(5, 9),
+        blocks=(17,),
+        attention_reduction=2,
+        encoder_layers=1,
+        encoder_heads=1,
+        statistics=16,
+        statistics_hidden=70,
+    ),
+    MDSCM(
+        mel_bands=3,
+        clip_frames=7,
+        stem=(5,),
+        blocks=(7,),
+        attention_reduction=2,
+        encoder_layers=0,
+        statistics=1,
+        statistics_hidden=1,
+    ),
     *(random_member(seed) for seed in range(30)),
 ]
 
@@ -112,6 +137,7 @@ def family() -> list[Case]:
     for seed, network in enumerate(MEMBERS):
         tensors, clips = random_tensors(network, seed), random_clips(network, 2, 3, seed)
         clips[1, 1] = 0
+        clips[0, 0, :, : network.clip_frames // 3] = 0  # padding in front
         valid = np.array([[True, False, True], [False, True, True]])
         cases.append(Case(network, tensors, clips, valid, reference(network, tensors, clips, valid)))
     return cases
