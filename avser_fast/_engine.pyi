@@ -126,13 +126,22 @@ class SpeechModel:
     """The whole way in one call, from a waveform to scores: what ``Recognizer`` does on the engine, in C++.
 
     Immutable, safe to call from many threads.  ``tensors`` are float32, named as in the state dict of ``nn.MDSCM``, and
-    copied; ``spec_json`` is ``json.dumps(ModelSpec.to_dict())``.
+    copied; ``spec_json`` is ``json.dumps(ModelSpec.to_dict())``.  ``precision``: float32, bf16 or int8, which needs
+    ``calibration`` as in ``Engine``.
     """
 
-    def __init__(self, spec_json: str, tensors: Mapping[str, NDArray[np.float32]]) -> None: ...
+    def __init__(
+        self,
+        spec_json: str,
+        tensors: Mapping[str, NDArray[np.float32]],
+        *,
+        precision: str = "float32",
+        calibration: Mapping[str, NDArray[np.float32]] | None = None,
+    ) -> None: ...
     @staticmethod
-    def open(path: str | os.PathLike[str]) -> SpeechModel:
-        """A model file; ModelError, one sentence that names it, for anything else."""
+    def open(path: str | os.PathLike[str], *, precision: str = "float32") -> SpeechModel:
+        """A model file; ModelError, one sentence that names it, for anything else.  int8 needs the ranges in the file
+        (``avser-fast convert``)."""
 
     def run(
         self,

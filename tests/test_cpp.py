@@ -120,6 +120,45 @@ def test_speech_model_answers_like_infer(name: str, emodb: Path, tmp_path: Path)
             assert features.tobytes() == recognizer.embed([item])[0].tobytes()
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_speech_model_runs_every_precision(precision: str, emodb: Path, tmp_path: Path) -> None:
+    spec, path = FAMILY["global"], tmp_path / "model.safetensors"
+    tensors = random_tensors(spec.network, 3)
+    clips = np.random.default_rng(0).standard_normal(
+        (1, 9, spec.network.in_channels, spec.network.clip_frames, spec.network.mel_bands), np.float32
+    )
+    ranges = _engine.Engine(json.dumps(spec.to_dict()), tensors).calibrate(clips)
+    write_model(path, spec, tensors, calibration=ranges)
+    opened = _engine.SpeechModel.open(path, precision=precision)
+    made = _engine.SpeechModel(
+        json.dumps(spec.to_dict()), tensors, precision=precision, calibration=ranges if precision == "int8" else None
+    )
+    recognizer = avser_fast.load(path, precision=precision, threads=1)
+    pcm, rate = soundfile.read(sorted(emodb.glob("*.flac"))[0], dtype="int16")
+    found = opened.run(pcm, rate)
+    assert same_bits(found, made.run(pcm, rate))
+    assert found[1].tobytes() == recognizer.embed([{"array": pcm, "sampling_rate": rate}])[0].tobytes()
+    assert not same_bits(found[:3], _engine.SpeechModel.open(path).run(pcm, rate)[:3])
+
+
+def test_speech_model_says_what_a_precision_needs(tmp_path: Path) -> None:
+    path = tmp_path / "good.safetensors"
+    small_file(tmp_path)
+    with pytest.raises(ModelError, match="expected ranges for precision int8, got none; make them with avser-fast"):
+        _engine.SpeechModel.open(path, precision="int8")
+    with pytest.raises(ModelError, match="precision: expected float32, bf16 or int8, got 'half'"):
+        _engine.SpeechModel.open(path, precision="half")
+    spec = FAMILY["one band"]
+    tensors = random_tensors(spec.network)
+    for name, wrong in (("flat", np.zeros(4)), ("three", np.zeros((3, 4))), ("turned", np.array([[1.0], [0.0]]))):
+        header = {"format": 2, "kind": "mdscm", "spec": spec.to_dict(), "card": {}}
+        extra = {f"calibration.{name}": wrong.astype(np.float32)}
+        path.write_bytes(save({**tensors, **extra}, {"avser_fast": json.dumps(header)}))
+        assert f"calibration.{name}" in refusal(path)
+        with pytest.raises(ModelError, match=f"calibration.{name}"):
+            read_model(path)
+
+
 def test_any_number_of_threads_and_callers_gives_the_same_bits() -> None:
     models = [both(spec)[0] for spec in FAMILY.values()]
     jobs = [(model, noise(samples, samples)) for model in models for samples in (1, 5000, 60000)]
@@ -347,7 +386,7 @@ HOSTILE: dict[str, Callable[[bytes], bytes]] = {
     "metadata is a list": lambda d: with_header(d, lambda h: h.update(__metadata__=[])),
     "header is no JSON": lambda d: with_header(d, lambda h: h.update(__metadata__={"avser_fast": "{"})),
     "header is a list": lambda d: with_header(d, lambda h: h.update(__metadata__={"avser_fast": "[]"})),
-    "format 2": lambda d: with_header(d, inner(format=2)),
+    "format 3": lambda d: with_header(d, inner(format=3)),
     "format true": lambda d: with_header(d, inner(format=True)),
     "no format": lambda d: with_header(d, inner(format=None)),
     "kind avre": lambda d: with_header(d, inner(kind="avre")),

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 namespace avser {
 
@@ -15,5 +16,7 @@ constexpr int64_t group(Precision p) { return p == Precision::float32 ? 1 : p ==
 constexpr int64_t element_bytes(Precision p) { return 4 / group(p); }
 
 const char* precision_name(Precision p);
+// The precision of that name; a config error that begins with `what` for any other one.
+Precision precision_named(const std::string& name, const std::string& what);
 
 }  // namespace avser

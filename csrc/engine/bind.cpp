@@ -117,13 +117,6 @@ Tensors view_all(const py::dict& tensors, const std::string& what, std::vector<F
   return views;
 }
 
-Precision read_precision(const std::string& name) {
-  for (const Precision precision : {Precision::float32, Precision::bf16, Precision::int8}) {
-    if (name == precision_name(precision)) return precision;
-  }
-  fail(ErrorKind::config, "Engine: precision: expected float32, bf16 or int8, got '", name, "'");
-}
-
 std::unique_ptr<PythonEngine> make_engine(const std::string& spec_json, const py::dict& tensors,
                                           const std::string& precision, const std::optional<py::dict>& calibration,
                                           const std::string& stop_after, bool poison) {
@@ -131,7 +124,7 @@ std::unique_ptr<PythonEngine> make_engine(const std::string& spec_json, const py
   std::vector<FloatArray> arrays;
   const Tensors views = view_all(tensors, "Engine: ", arrays);
   EngineOptions options;
-  options.precision = read_precision(precision);
+  options.precision = precision_named(precision, "Engine: precision");
   options.poison = poison;
   if (calibration) options.calibration = view_all(*calibration, "Engine: calibration: ", arrays);
   const py::gil_scoped_release release;
@@ -223,7 +216,7 @@ std::unique_ptr<ResNet18> make_resnet18(const py::dict& tensors, int64_t in_chan
                                         const std::string& precision, bool poison) {
   std::vector<FloatArray> arrays;
   const Tensors views = view_all(tensors, "ResNet18: ", arrays);
-  const Precision chosen = read_precision(precision);
+  const Precision chosen = precision_named(precision, "ResNet18: precision");
   const py::gil_scoped_release release;
   return std::make_unique<ResNet18>(in_channels, classes, views, chosen, poison);
 }

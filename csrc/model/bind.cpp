@@ -35,9 +35,10 @@ py::array_t<T, py::array::c_style> contiguous(const py::array& array) {
   return out;
 }
 
-std::unique_ptr<SpeechModel> make_model(const std::string& spec_json, const py::dict& tensors) {
-  const ModelSpec spec = read_spec(parse_json(spec_json, ErrorKind::config, "spec_json"));
-  std::vector<py::array_t<float, py::array::c_style>> arrays;
+using Arrays = std::vector<py::array_t<float, py::array::c_style>>;
+
+// Arrays that stay alive while the views are used.
+Tensors view_all(const py::dict& tensors, Arrays& arrays) {
   Tensors views;
   for (const auto& [key, value] : tensors) {
     const auto name = py::cast<std::string>(py::str(key));
@@ -48,14 +49,23 @@ std::unique_ptr<SpeechModel> make_model(const std::string& spec_json, const py::
     arrays.push_back(contiguous<float>(py::reinterpret_borrow<py::array>(value)));
     views[name] = {arrays.back().data(), {arrays.back().shape(), arrays.back().shape() + arrays.back().ndim()}};
   }
-  const py::gil_scoped_release release;
-  return std::make_unique<SpeechModel>(spec, views);
+  return views;
 }
 
-std::unique_ptr<SpeechModel> open_model(const py::object& path) {
+std::unique_ptr<SpeechModel> make_model(const std::string& spec_json, const py::dict& tensors,
+                                        const std::string& precision, const std::optional<py::dict>& calibration) {
+  const ModelSpec spec = read_spec(parse_json(spec_json, ErrorKind::config, "spec_json"));
+  Arrays arrays;
+  const Tensors views = view_all(tensors, arrays);
+  const Tensors ranges = calibration ? view_all(*calibration, arrays) : Tensors{};
+  const py::gil_scoped_release release;
+  return std::make_unique<SpeechModel>(spec, views, precision, calibration ? &ranges : nullptr);
+}
+
+std::unique_ptr<SpeechModel> open_model(const py::object& path, const std::string& precision) {
   const auto name = py::cast<std::string>(py::module_::import("os").attr("fsencode")(path));
   const py::gil_scoped_release release;
-  return std::make_unique<SpeechModel>(SpeechModel::open(name));
+  return std::make_unique<SpeechModel>(SpeechModel::open(name, precision));
 }
 
 template <typename T>
@@ -97,8 +107,9 @@ py::tuple run(const SpeechModel& model, const py::array& waveform, const std::op
 
 void bind_model(py::module_& m) {
   py::class_<SpeechModel>(m, "SpeechModel")
-      .def(py::init(&make_model), py::arg("spec_json"), py::arg("tensors"))
-      .def_static("open", &open_model, py::arg("path"))
+      .def(py::init(&make_model), py::arg("spec_json"), py::arg("tensors"), py::kw_only(),
+           py::arg("precision") = "float32", py::arg("calibration") = py::none())
+      .def_static("open", &open_model, py::arg("path"), py::kw_only(), py::arg("precision") = "float32")
       .def("run", &run, py::arg("waveform"), py::arg("sampling_rate") = py::none(), py::kw_only(),
            py::arg("threads") = 1)
       .def_property_readonly("labels", [](const SpeechModel& model) { return py::tuple(py::cast(model.labels())); })

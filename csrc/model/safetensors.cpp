@@ -13,8 +13,9 @@
 namespace avser {
 namespace {
 
-constexpr int64_t kFormat = 1;
+constexpr int64_t kFormat = 2;  // with ranges of int8; without them files are of format 1
 constexpr const char* kHeaderKey = "avser_fast";
+constexpr const char* kCalibration = "calibration.";
 constexpr uint64_t kMaxHeader = uint64_t{1} << 24;  // bytes; a header of this project has thousands
 
 // Bytes of a file that can be opened and is no directory, device or pipe.
@@ -110,8 +111,8 @@ Json read_header(const Json& json, const std::string& where) {
 
   const Json* format = header.find("format");
   const auto* version = format != nullptr ? format->as<int64_t>() : nullptr;
-  AVSER_CHECK(version != nullptr && *version >= 1 && *version <= kFormat, model, where,
-              ": expected format 1, all that this version of avser_fast reads, got ",
+  AVSER_CHECK(version != nullptr && *version >= 1 && *version <= kFormat, model, where, ": expected a format of 1 to ",
+              kFormat, ", all that this version of avser_fast reads, got ",
               format != nullptr ? format->describe() : "none");
   const Json* kind = header.find("kind");
   const auto* name = kind != nullptr ? kind->as<std::string>() : nullptr;
@@ -162,7 +163,18 @@ ModelFile read_model_file(const std::string& path) {
     const float* end = floats + entry.end / static_cast<int64_t>(sizeof(float));
     AVSER_CHECK(std::all_of(values, end, [](float x) { return std::isfinite(x); }), model, where, ": tensor '",
                 entry.name, "': expected finite values, got NaN or infinity");
-    model.tensors[entry.name] = {values, entry.shape};
+    if (entry.name.rfind(kCalibration, 0) != 0) {
+      model.tensors[entry.name] = {values, entry.shape};
+      continue;
+    }
+    const int64_t channels = entry.shape.size() == 2 ? entry.shape[1] : 0;
+    AVSER_CHECK(channels > 0 && entry.shape[0] == 2, model, where, ": tensor '", entry.name,
+                "': expected the lowest and the highest value of every channel, (2, channels), got another shape");
+    for (int64_t c = 0; c < channels; ++c) {
+      AVSER_CHECK(values[c] <= values[channels + c], model, where, ": tensor '", entry.name, "': channel ", c,
+                  ": expected low <= high, got ", values[c], " and ", values[channels + c]);
+    }
+    model.calibration[entry.name.substr(std::strlen(kCalibration))] = {values, entry.shape};
   }
   return model;
 }

@@ -11,8 +11,9 @@
 namespace avser {
 
 struct ModelFile {
-  Json header;      // `format`, `kind`, `spec`, `card`
-  Tensors tensors;  // float32, finite; they lie in `data`
+  Json header;          // `format`, `kind`, `spec`, `card`
+  Tensors tensors;      // float32, finite; they lie in `data`
+  Tensors calibration;  // ranges of int8, by value
   Buffer data;
 };
 

@@ -88,14 +88,17 @@ size_t Result::best() const {
   return std::max_element(probabilities.begin(), probabilities.end()) - probabilities.begin();
 }
 
-SpeechModel SpeechModel::open(const std::string& path) {
+SpeechModel SpeechModel::open(const std::string& path, const std::string& precision) {
   const std::string where = cat("model '", path, "'");
   try {
     const ModelFile file = read_model_file(path);
     const Json* spec = file.header.find("spec");
     AVSER_CHECK(spec != nullptr, model, where, ": expected a spec in its header, got none");
     try {
-      return SpeechModel(read_spec(*spec), file.tensors);
+      const bool ranges = precision == precision_name(Precision::int8);
+      AVSER_CHECK(!ranges || !file.calibration.empty(), model,
+                  "expected ranges for precision int8, got none; make them with avser-fast convert");
+      return SpeechModel(read_spec(*spec), file.tensors, precision, ranges ? &file.calibration : nullptr);
     } catch (const Error& error) {
       if (error.kind() == ErrorKind::backend) throw;
       fail(ErrorKind::model, where, ": ", error.what());
@@ -107,9 +110,14 @@ SpeechModel SpeechModel::open(const std::string& path) {
   }
 }
 
-SpeechModel::SpeechModel(const ModelSpec& spec, const Tensors& tensors)
-    : spec_(std::make_unique<const ModelSpec>(checked(spec, tensors))),
-      engine_(std::make_unique<const Engine>(spec.network, tensors)) {}
+SpeechModel::SpeechModel(const ModelSpec& spec, const Tensors& tensors, const std::string& precision,
+                         const Tensors* calibration)
+    : spec_(std::make_unique<const ModelSpec>(checked(spec, tensors))) {
+  EngineOptions options;
+  options.precision = precision_named(precision, "precision");
+  if (calibration != nullptr) options.calibration = *calibration;
+  engine_ = std::make_unique<const Engine>(spec.network, tensors, options);
+}
 
 SpeechModel::SpeechModel(SpeechModel&&) noexcept = default;
 SpeechModel& SpeechModel::operator=(SpeechModel&&) noexcept = default;

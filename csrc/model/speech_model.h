@@ -47,11 +47,13 @@ struct Result {
 // and whatever ran before, and they are those of the Python package's engine.
 class SpeechModel {
  public:
-  // A file written by avser_fast.  Throws a model error that names the file.
-  static SpeechModel open(const std::string& path);
+  // A file written by avser_fast.  precision: float32, bf16, or int8, for which the file must hold ranges (`avser-fast
+  // convert`).  Throws a model error that names the file.
+  static SpeechModel open(const std::string& path, const std::string& precision = "float32");
 
-  // Tensors by the names of the state dict of avser_fast.nn.MDSCM; they are copied.
-  SpeechModel(const ModelSpec& spec, const Tensors& tensors);
+  // Tensors by the names of the state dict of avser_fast.nn.MDSCM, and ranges of int8; they are copied.
+  SpeechModel(const ModelSpec& spec, const Tensors& tensors, const std::string& precision = "float32",
+              const Tensors* calibration = nullptr);
   SpeechModel(SpeechModel&&) noexcept;
   SpeechModel& operator=(SpeechModel&&) noexcept;
   ~SpeechModel();
