@@ -30,7 +30,9 @@ void Network::check() const {
   for (int64_t width : stem) positive("stem", width);
   for (int64_t width : blocks) positive("blocks", width);
   positive("statistics_hidden", statistics_hidden);
-  AVSER_CHECK(statistics >= 0, config, "Engine: network.statistics: expected 0 or more, got ", statistics);
+  AVSER_CHECK(statistics >= 0 && statistics <= mel_bands, config,
+              "Engine: network.statistics: expected 0 (no path) to ", mel_bands, ", the number of bands, got ",
+              statistics);
   AVSER_CHECK(encoder_layers >= 0, config, "Engine: network.encoder_layers: expected 0 or more, got ", encoder_layers);
   AVSER_CHECK(encoder_layers == 0 || token_width() % encoder_heads == 0, config,
               "Engine: network.encoder_heads: expected a divisor of the token width ", token_width(), ", got ",

@@ -202,9 +202,9 @@ Network read_network(const Json* json) {
   AVSER_CHECK(pooling == "mean" || pooling == "mean_std", config, "network.pooling: expected mean or mean_std, got '",
               pooling, "'");
   network.mean_std = pooling == "mean_std";
-  for (double dropout : {block_dropout, encoder_dropout}) {
+  for (double dropout : {block_dropout, encoder_dropout, statistics_dropout}) {
     AVSER_CHECK(dropout >= 0 && dropout < 1, config,
-                "network.block_dropout, encoder_dropout: expected 0 <= p < 1, got ", dropout);
+                "network.block_dropout, encoder_dropout, statistics_dropout: expected 0 <= p < 1, got ", dropout);
   }
   network.check();
   AVSER_CHECK(!network.channel_attention || network.attention_reduction <= network.blocks.back(), config,
