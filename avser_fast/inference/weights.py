@@ -85,6 +85,14 @@ def _check_file(path: Path) -> None:
         )
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the header; a name that stands twice would mean something else to another reader."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return found
+
+
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Header and tensors of a model file of any kind.
 
@@ -106,7 +114,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str
     if HEADER_KEY not in metadata:
         raise ModelError(f"{where}: is a safetensors file of another program, without the header {HEADER_KEY!r}")
     try:
-        header = json.loads(metadata[HEADER_KEY])
+        header = json.loads(metadata[HEADER_KEY], object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{where}: the header {HEADER_KEY!r} is not JSON ({error})") from error
     if not isinstance(header, dict):
