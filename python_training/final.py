@@ -94,13 +94,20 @@ def card_text(name: str, card: dict[str, Any], comparison: str | None) -> str:
     settings = protocol["settings"]
     network, front_end = settings["network"], settings["front_end"]
     speakers = ", ".join(protocol["training_speakers"])
+    beside = (
+        f"; beside them a statistics path of {network['statistics']} values per channel and "
+        f"{network['statistics_hidden']} hidden units"
+        if network["statistics"]
+        else ""
+    )
     lines = [
         f"# {name}",
         "",
         f"An MDSCM with stem convolutions {network['stem']} wide, depthwise-separable blocks {network['blocks']} wide, "
-        f"{network['encoder_layers']} encoder layers and {network['pooling']} pooling; "
-        f"{front_end['mel_bands']} mel bands, {front_end['channels']} channel(s), "
-        f"normalisation {front_end['normalization']}, clip rule {settings['clip_rule']['rule']}.",
+        f"{network['encoder_layers']} encoder layers and {network['pooling']} pooling{beside}; "
+        f"{front_end['mel_bands']} mel bands in frames of {front_end['frame_length']} samples, "
+        f"{front_end['channels']} channel(s), normalisation {front_end['normalization']}, "
+        f"clip rule {settings['clip_rule']['rule']}.",
         "",
         "## Data",
         f"{data['corpus']}: {data['utterances']} utterances of the speakers {speakers}. Licence {data['licence']}. "

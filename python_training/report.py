@@ -134,7 +134,7 @@ def text_report(summary: dict[str, Any], title: str) -> str:
         )
     for name, rates in summary.get("paths", {}).items():
         each = " / ".join(f"{value:.1f}" for value in rates.values())
-        lines.append(f"{name + ' alone':<16}UA {np.mean(list(rates.values())):5.1f} %   ({each})")
+        lines.append(f"{name + ' only':<16}UA {np.mean(list(rates.values())):5.1f} %   ({each})")
     lines += ["", "speaker   WA      UA"]
     for speaker, rates in summary["per_speaker"].items():
         lines.append(f"{speaker:<8} {rates['wa']:5.1f} % {rates['ua']:5.1f} %")

@@ -353,7 +353,7 @@ def test_report_pools_and_shows_the_spread() -> None:
         result["paths"] = {"body": result["probabilities"], "statistics": np.eye(2)[result["truth"]].tolist()}
     summary = report.summarize(results, ["no", "yes"])
     assert summary["paths"] == {"body": {"0": 87.5, "1": 50.0}, "statistics": {"0": 100.0, "1": 100.0}}
-    assert "statistics alone" in report.text_report(summary, "title")
+    assert "statistics only" in report.text_report(summary, "title")
 
 
 def test_report_of_precisions() -> None:
