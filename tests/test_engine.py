@@ -301,6 +301,18 @@ def test_values_that_are_not_finite(family: list[Case], member: int, value: floa
     assert np.isnan(outputs[1][0, 0]).all() and np.isnan(expected[1][0, 0]).all()
 
 
+def test_infinity_that_is_rectified_away_as_in_torch() -> None:
+    """The padding behind a position's channels must stay finite where they are: the next window reads both."""
+    network = MDSCM(mel_bands=8, clip_frames=16, stem=(3, 5), blocks=(6,), encoder_layers=0, attention_reduction=1)
+    tensors, clips = random_tensors(network), random_clips(network, 1, 2)
+    weight = tensors["body.conv_stem.convs.0.weight"]
+    weight[:] = -np.abs(weight)  # infinity becomes minus infinity, then 0
+    clips[0, 0, 0, 7, 3] = np.inf
+    outputs = make_engine(network, tensors).forward(clips)
+    assert np.isfinite(outputs[1]).all()
+    assert_outputs(outputs, reference(network, tensors, clips, None))
+
+
 def test_any_real_array_is_converted() -> None:
     engine = make_engine(SMALL, random_tensors(SMALL))
     clips = random_clips(SMALL, 2, 3)

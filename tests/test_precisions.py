@@ -287,12 +287,26 @@ def test_wrong_calibrations_are_named() -> None:
         f"Engine: calibration: {name}: expected shape (2, 12), got (2, 11)"
     )
     assert message(ModelError, "int8", {**ranges, name: ranges[name] + np.inf}).startswith(
-        f"Engine: calibration: {name}: expected finite ranges, got 0 to inf"
+        f"Engine: calibration: {name}: expected finite ranges, got inf to inf"
+    )
+    assert message(ModelError, "int8", {**ranges, name: ranges[name] + np.nan}).startswith(
+        f"Engine: calibration: {name}: expected finite ranges, got "
     )
     assert message(ModelError, "int8", {**ranges, "dsc_block.7": ranges[name]}) == (
         "Engine: calibration: dsc_block.7: expected a value of this network, got ranges of one that it does not have"
     )
     assert "expected an array of" in message(ModelError, "int8", {**ranges, name: "wide"})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["body.blocks.0.depthwise1.weight", "body.encoder.0.qkv.weight"])
+def test_int8_has_no_number_for_a_weight_that_is_not_finite(name: str, value: float) -> None:
+    tensors = random_tensors(SMALL)
+    ranges = make(SMALL, tensors, "float32", None).calibrate(random_clips(SMALL, 1, 2))
+    tensors[name] = tensors[name].copy()
+    tensors[name].flat[3] = value
+    with pytest.raises(ModelError, match=f"^Engine: {name}: expected finite values in precision int8"):
+        make(SMALL, tensors, "int8", ranges)
 
 
 def test_what_cannot_be_calibrated_is_named() -> None:

@@ -1,7 +1,6 @@
 #include "common/isa.h"
 
 #include <cstdlib>
-#include <mutex>
 
 #include "common/check.h"
 

@@ -6,12 +6,15 @@
 // the second; dot(sum, left, right), a word's products added to each lane's sum.
 #pragma once
 
+#include "common/isa.h"
 #include "common/precision.h"
 #include "common/simd.h"
 
 namespace avser::AVSER_ISA_NAMESPACE {
 
 constexpr int64_t kLanes = kFloatLanes;
+// Whoever packs weights and sizes buffers goes by the instruction set's name.
+static_assert(kLanes == float_lanes(Isa::AVSER_ISA), "the compiler was given another instruction set than the build's");
 
 AVSER_INLINE vint32 load_words(const uint32_t* p) {
   vint32 v;

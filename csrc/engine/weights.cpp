@@ -66,11 +66,11 @@ class WeightsBuilder : private Packer {
                 shape_text(shape), ", got ", shape_text(found->second.shape));
     Quantisation& out = out_.quantisations[name];
     for (int64_t c = 0; c < channels; ++c) {
-      const double low = rectified ? 0.0 : std::fmin(0.0, found->second.data[c]);
-      const double high = std::fmax(0.0, found->second.data[channels + c]);
+      const double least = found->second.data[c], most = found->second.data[channels + c];
+      AVSER_CHECK(std::isfinite(least) && std::isfinite(most), model, "Engine: calibration: ", name,
+                  ": expected finite ranges, got ", least, " to ", most);
+      const double low = rectified ? 0.0 : std::fmin(0.0, least), high = std::fmax(0.0, most);
       const double size = (high - low) / 255.0;
-      AVSER_CHECK(std::isfinite(size), model, "Engine: calibration: ", name, ": expected finite ranges, got ", low,
-                  " to ", high);
       // A channel that was always 0 may still move a little later.
       out.size.push_back(size > 1e-12 ? size : 1e-12);
       out.zero.push_back(std::nearbyint(-low / out.size.back()));
@@ -289,6 +289,14 @@ class WeightsBuilder : private Packer {
 
 Weights::Weights(const Network& network, const Tensors& tensors, Precision precision, const Tensors& calibration,
                  int64_t lanes) {
+  if (precision == Precision::int8) {  // no 8-bit number stands for NaN
+    for (const auto& [name, tensor] : tensors) {
+      int64_t size = 1;
+      for (int64_t extent : tensor.shape) size *= extent;
+      AVSER_CHECK(std::all_of(tensor.data, tensor.data + size, [](float x) { return std::isfinite(x); }), model,
+                  "Engine: ", name, ": expected finite values in precision int8, got NaN or infinity");
+    }
+  }
   WeightsBuilder(network, tensors, precision, calibration, lanes, *this).build();
 }
 

@@ -42,6 +42,13 @@ void run(const ConvLayer& layer, const Map* x, const Map* add, const Map* y, int
     }
   }
   batch.flush();
+  // 0 times infinity may have made the padding NaN where ReLU made the channels 0, and the next window reads it.
+  const int64_t real = layer.out_channels * element_bytes(y->precision);
+  if (y->position_bytes() == real || panel_end * 2 * kLanes < layer.out_channels) return;
+  for (int64_t i = row; i < row_end; ++i) {
+    char* to = y[i / height].at(i % height, 0) + real;
+    for (int64_t j = 0; j < width; ++j, to += y->position_bytes()) std::memset(to, 0, y->position_bytes() - real);
+  }
 }
 
 template <class Element>

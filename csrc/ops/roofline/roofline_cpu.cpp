@@ -11,7 +11,11 @@ constexpr int kSums = 12;
 // volatile: unknown to the compiler, which would otherwise make one sum of twelve equal ones.
 volatile float one = 1.0f;
 volatile int32_t bits = 0x01010101;  // four bytes of 1, two tiny numbers of bf16
-volatile float kept;                 // the sums must end somewhere
+
+void keep(float sum) {  // the sums must end somewhere; workers share nothing
+  volatile float kept = sum;
+  (void)kept;
+}
 
 int64_t float32_loop(int64_t steps) {
   const vfloat a = broadcast(one), b = broadcast(0.5f * one);
@@ -23,7 +27,7 @@ int64_t float32_loop(int64_t steps) {
   }
   vfloat all{};
   for (const vfloat& s : sum) all += s;
-  kept = all[0];
+  keep(all[0]);
   return steps * kSums * kFloatLanes;
 }
 
@@ -38,7 +42,7 @@ int64_t bf16_loop(int64_t steps) {
   }
   __m512 all{};
   for (const __m512& s : sum) all += s;
-  kept = all[0];
+  keep(all[0]);
   return steps * kSums * 32;
 #else
   (void)steps;
@@ -57,7 +61,7 @@ int64_t int8_loop(int64_t steps) {
   }
   __m512i all{};
   for (const __m512i& s : sum) all = _mm512_add_epi32(all, s);
-  kept = static_cast<float>(_mm512_cvtsi512_si32(all));
+  keep(static_cast<float>(_mm512_cvtsi512_si32(all)));
   return steps * kSums * 64;
 #else
   (void)steps;
