@@ -92,7 +92,3 @@ def tensors(module: Any) -> dict[str, np.ndarray]:
     """The state dict as the engine takes it."""
     state = cast(dict[str, Any], module.state_dict())
     return {key: value.numpy() for key, value in state.items() if not key.endswith("num_batches_tracked")}
-
-
-def recognizer(name: str, threads: int) -> avser_fast.Recognizer:
-    return avser_fast.load(name, threads=threads)

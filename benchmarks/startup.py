@@ -26,7 +26,8 @@ def main() -> None:
     begin = time.perf_counter()
     import avser_fast
 
-    recognizer = avser_fast.load("default", backend=sys.argv[2] if len(sys.argv) > 2 else "auto")
+    backend = sys.argv[2] if len(sys.argv) > 2 else "auto"
+    recognizer = avser_fast.load("default", backend=backend, precision="float32")
     (result,) = recognizer.infer([sys.argv[1]])
     seconds = time.perf_counter() - begin
     found = {

@@ -92,7 +92,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     summary = summarize([r for r in read_run(arguments.out).folds if r["seed"] in arguments.seeds], corpus.labels)
     write_json(summary, arguments.out / "summary.json")
     print(text_report(summary, f"{settings.name} on {arguments.dataset}"))
-    print("", precision_table(summary["precisions"], summary["ua"]["mean"]), sep="\n")
+    print("", precision_table(summary["precisions"]), sep="\n")
     return 0
 
 

@@ -135,7 +135,7 @@ def card_text(name: str, card: dict[str, Any], comparison: str | None) -> str:
             'speakers that trained the model. `precision="auto"` never runs int8, and bf16 only where the CPU has '
             "instructions for it and the agreement is at least 99 %.",
             "",
-            precision_table(card.get("precisions"), metrics["ua"]["mean"]),
+            precision_table(card.get("precisions")),
         ]
     if comparison is not None:
         lines += [

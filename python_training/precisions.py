@@ -51,30 +51,42 @@ def low_precisions(
     return probabilities
 
 
-def compare_precisions(folds: Sequence[Mapping[str, Any]], protocol: str) -> dict[str, dict[str, Any]] | None:
-    """Agreement with float32 of each precision over all folds, as the card says it; None when a fold has no
-    measurement."""
-    if not folds or not all("precisions" in fold for fold in folds):
+def measured(folds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The folds of the seeds of which every fold was scored in bf16 and int8, too."""
+    missing = {fold["seed"] for fold in folds if "precisions" not in fold}
+    return [fold for fold in folds if fold["seed"] not in missing]
+
+
+def compare_precisions(folds: Sequence[dict[str, Any]], protocol: str) -> dict[str, dict[str, Any]] | None:
+    """Agreement with float32 of each precision over the seeds that were measured, as the card says it; None without."""
+    folds = measured(folds)
+    if not folds:
         return None
     whole = np.array([row for fold in folds for row in fold["probabilities"]])
     entries = {}
     for name in LOW:
         found = agreement(whole, np.array([row for fold in folds for row in fold["precisions"][name]]))
-        entries[name] = {**found, "protocol": protocol}
+        entries[name] = {**found, "protocol": protocol, "seeds": sorted({fold["seed"] for fold in folds})}
     return entries
 
 
-def precision_table(precisions: Mapping[str, Any] | None, ua: float | None) -> str:
-    """The card's entries and the UA of float32 as a Markdown table, or one sentence when nothing was measured."""
+def precision_table(precisions: Mapping[str, Any] | None) -> str:
+    """The card's entries as a Markdown table with the seeds they hold for, or one sentence when nothing was measured.
+
+    The UA of float32 is that of the same seeds.
+    """
     if not precisions or not any("agreement" in entry for entry in precisions.values()):
         return "bf16 and int8 were not measured under this protocol."
     lines = [
         "| precision | UA % | same decision as float32 % | largest difference of a score |",
         "|---|---|---|---|",
-        f"| float32 | {'' if ua is None else format(ua, '.1f')} | 100.0 | 0 |",
     ]
+    entries = [entry for entry in precisions.values() if "agreement" in entry]
+    whole = format(entries[0]["float32_ua"], ".1f") if "float32_ua" in entries[0] else ""
+    lines.append(f"| float32 | {whole} | 100.0 | 0 |")
     for name, entry in precisions.items():
         if "agreement" in entry:
             rate = format(entry["ua"], ".1f") if "ua" in entry else ""
             lines.append(f"| {name} | {rate} | {100 * entry['agreement']:.1f} | {entry['largest_difference']:.4f} |")
-    return "\n".join(lines)
+    seeds = ", ".join(map(str, entries[0].get("seeds", ())))
+    return "\n".join([*lines, *(["", f"Seeds: {seeds}."] if seeds else [])])

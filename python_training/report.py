@@ -13,7 +13,7 @@ import numpy as np
 from avser_fast.inference.weights import write_bytes
 
 from .metrics import confusion_matrix, unweighted_accuracy, weighted_accuracy
-from .precisions import compare_precisions
+from .precisions import compare_precisions, measured
 
 PROTOCOL = "leave one speaker out; one further speaker of the training folds picks the epoch"
 
@@ -99,11 +99,15 @@ def summarize(results: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[
         "confusion": _matrix(results, classes).tolist(),
         "precisions": compare_precisions(results, PROTOCOL),
     }
+    scored = measured(results)
+
+    def mean_ua(folds: Sequence[dict[str, Any]]) -> float:
+        each = [_rates([r for r in folds if r["seed"] == s], classes)["ua"] for s in sorted({r["seed"] for r in folds})]
+        return round(float(np.mean(each)), 2)
+
     for name, entry in (summary["precisions"] or {}).items():
-        low = [{**r, "probabilities": r["precisions"][name]} for r in results]
-        entry["ua"] = round(
-            float(np.mean([_rates([r for r in low if r["seed"] == s], classes)["ua"] for s in seeds])), 2
-        )
+        entry["ua"] = mean_ua([{**r, "probabilities": r["precisions"][name]} for r in scored])
+        entry["float32_ua"] = mean_ua(scored)
     if results and all("paths" in r for r in results):
         summary["paths"] = {
             name: {str(s): _rates([_of_path(r, name) for r in results if r["seed"] == s], classes)["ua"] for s in seeds}

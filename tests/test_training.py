@@ -359,8 +359,8 @@ def test_report_pools_and_shows_the_spread() -> None:
 def test_report_of_precisions() -> None:
     results = [fold_result(0, "a", [0, 0, 1, 1], 1.0), fold_result(1, "a", [0, 0, 1, 0], 1.0)]
     assert report.summarize(results, ["no", "yes"])["precisions"] is None
-    assert precisions.precision_table(None, 80.0) == "bf16 and int8 were not measured under this protocol."
-    assert precisions.precision_table({"int8": {"calibration": {}}}, 80.0).startswith("bf16 and int8 were not measured")
+    assert precisions.precision_table(None) == "bf16 and int8 were not measured under this protocol."
+    assert precisions.precision_table({"int8": {"calibration": {}}}).startswith("bf16 and int8 were not measured")
     for result in results:
         result["precisions"] = {"bf16": result["probabilities"], "int8": np.eye(2)[[0, 1, 1, 1]].tolist()}
     summary = report.summarize(results, ["no", "yes"])
@@ -368,14 +368,19 @@ def test_report_of_precisions() -> None:
     assert (bf16["agreement"], bf16["utterances"], bf16["largest_difference"]) == (1.0, 8, 0.0)
     assert bf16["ua"] == summary["ua"]["mean"] == 87.5 and int8["ua"] == 75.0
     assert (int8["agreement"], int8["largest_difference"]) == (0.625, 1.0)
-    table = precisions.precision_table(summary["precisions"], summary["ua"]["mean"]).splitlines()
+    table = precisions.precision_table(summary["precisions"]).splitlines()
     assert table[2:] == [
         "| float32 | 87.5 | 100.0 | 0 |",
         "| bf16 | 87.5 | 100.0 | 0.0000 |",
         "| int8 | 75.0 | 62.5 | 1.0000 |",
+        "",
+        "Seeds: 0, 1.",
     ]
     del results[1]["precisions"]
-    assert report.summarize(results, ["no", "yes"])["precisions"] is None, "a run that measured some folds only"
+    bf16 = report.summarize(results, ["no", "yes"])["precisions"]["bf16"]
+    assert (bf16["seeds"], bf16["utterances"], bf16["ua"], bf16["float32_ua"]) == ([0], 4, 100.0, 100.0)
+    results[1]["seed"] = 0
+    assert report.summarize(results, ["no", "yes"])["precisions"] is None, "a seed that measured some folds only"
 
 
 def test_nested_choice_uses_validation_speakers_only(tmp_path: Path) -> None:
