@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import numpy as np
 
-import avser_fast
 from avser_fast.config import ClipRule, FrontEnd, ModelSpec
 from avser_fast.inference import features as front_end
 

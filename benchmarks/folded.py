@@ -102,10 +102,12 @@ class FoldedMDSCM(nn.Module):
         self.blocks = nn.ModuleList(_Block(block) for block in body.blocks)
         self.attention = _Attention(body.attention)
         self.encoder = nn.ModuleList(_Layer(layer) for layer in body.encoder)
+        self.statistics = copy.deepcopy(module.statistics)
         self.head = copy.deepcopy(module.head)
         self.deviation = module.network.pooling == "mean_std"
 
     def forward(self, x: Tensor) -> Tensor:
+        path = [] if self.statistics is None else [self.statistics(x)]
         for conv in self.stem:
             x = F.relu(conv(x))
         for block in self.blocks:
@@ -116,7 +118,7 @@ class FoldedMDSCM(nn.Module):
         pooled = x.mean(1)
         if self.deviation:
             pooled = torch.cat((pooled, (x.var(1, correction=0) + 1e-5).sqrt()), dim=1)
-        return self.head(pooled)
+        return self.head(torch.cat((pooled, *path), dim=1))
 
 
 class _Basic(nn.Module):

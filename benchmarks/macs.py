@@ -31,6 +31,10 @@ def mdscm_macs(network: MDSCM) -> int:
         total += 2 * 2 * inputs * network.attention_width
     tokens, width = network.tokens, network.token_width
     layer = tokens * (4 * width * width + 2 * width * network.encoder_ff) + 2 * tokens * tokens * width
+    if network.statistics:
+        total += network.in_channels * network.clip_frames * network.mel_bands * network.statistics
+        total += network.clip_frames * network.mel_bands  # the gate
+        total += network.statistics_width * network.statistics_hidden
     return total + network.encoder_layers * layer + network.features * network.classes
 
 
