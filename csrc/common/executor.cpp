@@ -17,8 +17,9 @@ namespace avser {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-// Longer than the serial gap between two stages of a network, shorter than anybody would notice on an idle core.
-constexpr auto kSpin = std::chrono::microseconds(50);
+// Longer than the serial gap between two stages of a network and, mostly, between two calls from Python; a worker that
+// sleeps wakes too late to help with a call of a fifth of a millisecond.
+constexpr auto kSpin = std::chrono::microseconds(200);
 
 inline void pause_cpu() {
 #if defined(__x86_64__)
