@@ -1,6 +1,10 @@
 #include "common/executor.h"
 
 #include <unistd.h>
+#if defined(__linux__)
+#include <sched.h>
+#include <sys/syscall.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -56,6 +60,32 @@ struct Job {
   }
 };
 
+// A scheduler may wake a worker on the CPU of its waker, who does not give it up, and a call of a few milliseconds is
+// over before one of them is moved.  While this lives, a thread may run where the caller may but for the caller's own
+// CPU.
+class ElsewhereWhileWaking {
+ public:
+#if defined(__linux__)
+  explicit ElsewhereWhileWaking(pid_t thread) : thread_(thread) {
+    const int here = sched_getcpu();
+    if (thread == 0 || here < 0 || sched_getaffinity(0, sizeof allowed_, &allowed_) != 0) return;
+    cpu_set_t others = allowed_;
+    CPU_CLR(here, &others);
+    moved_ = CPU_COUNT(&others) > 0 && sched_setaffinity(thread, sizeof others, &others) == 0;
+  }
+  ~ElsewhereWhileWaking() {
+    if (moved_) sched_setaffinity(thread_, sizeof allowed_, &allowed_);
+  }
+
+ private:
+  const pid_t thread_;
+  cpu_set_t allowed_;
+  bool moved_ = false;
+#else
+  explicit ElsewhereWhileWaking(pid_t) {}
+#endif
+};
+
 class Worker {
  public:
   explicit Worker(int index) : index_(index) {
@@ -65,6 +95,7 @@ class Worker {
   void offer(Job* job) {
     slot_.store(job, std::memory_order_seq_cst);
     if (sleeping_.load(std::memory_order_seq_cst)) {
+      const ElsewhereWhileWaking elsewhere(thread_.load(std::memory_order_acquire));
       {
         std::lock_guard<std::mutex> lock(mutex_);
       }  // it is either before its last look at the slot or asleep
@@ -76,6 +107,9 @@ class Worker {
 
  private:
   void live() {
+#if defined(__linux__)
+    thread_.store(static_cast<pid_t>(syscall(SYS_gettid)), std::memory_order_release);
+#endif
     for (;;) {
       const auto deadline = std::chrono::steady_clock::now() + kSpin;
       for (int spins = 1; slot_.load(std::memory_order_relaxed) == nullptr; ++spins) {
@@ -96,6 +130,7 @@ class Worker {
 
   alignas(64) std::atomic<Job*> slot_{nullptr};
   std::atomic<bool> sleeping_{false};
+  std::atomic<pid_t> thread_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
   int index_;
