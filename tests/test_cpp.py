@@ -563,7 +563,7 @@ def test_a_package_of_another_version_is_not_taken(installed: Path, tmp_path: Pa
 
 def check_scores(found: subprocess.CompletedProcess[str], wav: Path, model: Path) -> None:
     assert found.returncode == 0 and found.stderr == "", found.stderr
-    (expected,) = avser_fast.infer([wav], model=model)
+    (expected,) = avser_fast.infer([wav], model=model, precision="float32")
     label, score = found.stdout.splitlines()[0].split()
     scores = dict(line.split() for line in found.stdout.splitlines()[1:])
     assert label == expected.label and score == scores[label]

@@ -126,8 +126,10 @@ def test_default_model_on_real_speech() -> None:
     letters = {"W": "ang", "F": "hap", "N": "neu", "T": "sad"}
     found = avser_fast.infer([SPEECH[0].parent / f"{name}.flac" for name in names])
     assert sum(r.label == letters[name[5]] for r, name in zip(found, names)) >= 7
+    # The card admits bf16, which then runs where the processor has instructions for it.
+    ran = {"float32": "engine", "bf16": "engine/bf16"}[avser_fast.load().info()["precision"]]
     for name, result in zip(names, found):
-        assert result.ok and result.backend == "engine" and result.score == max(result.scores.values()) > 0.25
+        assert result.ok and result.backend == ran and result.score == max(result.scores.values()) > 0.25
         assert result.duration_s == soundfile.info(SPEECH[0].parent / f"{name}.flac").duration
     info = avser_fast.load().info()
     for what in ("licence", "protocol", "metrics"):
