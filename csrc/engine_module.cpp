@@ -219,14 +219,10 @@ void translate(std::exception_ptr pointer) {
 }
 
 double peak_of(const std::string& precision, double seconds, int threads) {
-  const bool known = precision == "float32" || precision == "bf16" || precision == "int8";
-  AVSER_CHECK(known, config, "measure_peak: precision: expected float32, bf16 or int8, got '", precision, "'");
+  const Precision chosen = precision_named(precision, "measure_peak: precision");
   PoolExecutor executor(threads);
   const py::gil_scoped_release release;
-  return measure_peak(precision == "float32" ? Precision::float32
-                      : precision == "bf16"  ? Precision::bf16
-                                             : Precision::int8,
-                      seconds, executor);
+  return measure_peak(chosen, seconds, executor);
 }
 
 double read_rate_of(int64_t bytes, double seconds, int threads) {

@@ -31,17 +31,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = cli.main(list(arguments))
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return call
-
-
 def test_table(run: Any, model: str) -> None:
     code, out, err = run("infer", *SPEECH[:3], "--model", model)
     expected = avser_fast.infer(SPEECH[:3], model=model)

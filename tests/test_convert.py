@@ -68,17 +68,6 @@ def speech(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Any:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = cli.main(list(arguments))
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return call
-
-
 # Which precision runs
 
 
