@@ -1,128 +1,43 @@
 """The stems as torch ops: compiled arithmetic, fake kernels and derivatives (``torch.ops.avser_fast.*``).
 
-Every function here has the name, the arguments and the result of its twin in ``avser_fast.reference``.  It raises
-BackendError, with the loader's own words, where the compiled module is missing or does not load.
+Every function here has the name, the arguments and the result of its twin in ``avser_fast.reference``.  Tensors on the
+CPU are computed by ``avser_fast._torch_ops``, those on a GPU by ``avser_fast.triton``.  BackendError, with the loader's
+own words, where that is missing or cannot run the case; ``backends.why_not`` says so beforehand.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
+from . import backends
+from .backends import load_error
+from .features import add_deltas, frame_clips, log_mel, resample
+from .stems import (
+    clip_cross_entropy,
+    conv_stem,
+    cs_attention,
+    dsc_block,
+    emotion_head,
+    gradient_reversal,
+    pool_shortcut,
+    separable_conv2d,
+    strided_conv2d,
+    temporal_attention,
+)
 
-import torch
-from torch import Tensor
-
-from ..config import ClipRule, FrontEnd
-from ..errors import BackendError, ConfigError, InputError
-from . import schemas
-
-__all__ = ["add_deltas", "frame_clips", "load_error", "log_mel", "resample"]
-
-#: Why ``avser_fast._torch_ops`` could not be loaded; None when it was.
-load_error: Exception | None = None
-try:
-    from .. import _torch_ops  # noqa: F401  (importing it registers the implementations)
-except ImportError as error:  # kept and shown by the first op that is called
-    load_error = error
-
-
-def _require_compiled(op: str) -> None:
-    if load_error is not None:
-        raise BackendError(
-            f"avser_fast.ops.{op}: expected the compiled module avser_fast._torch_ops, "
-            f"but loading it failed under torch {torch.__version__}: {load_error}"
-        ) from load_error
-
-
-def _check(op: str, argument: str, value: Any, dimensions: str, least: int, *dtypes: torch.dtype) -> None:
-    if not isinstance(value, Tensor):
-        raise InputError(f"{op}: {argument}: expected a tensor, got {type(value).__name__}")
-    if value.dim() < least:
-        raise InputError(f"{op}: {argument}: expected {dimensions}, got shape {tuple(value.shape)}")
-    if dtypes and value.dtype not in dtypes:
-        names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise InputError(f"{op}: {argument}: expected {names}, got {str(value.dtype).removeprefix('torch.')}")
-
-
-@lru_cache(maxsize=256)
-def _front_end(*options: Any) -> tuple[Any, ...]:
-    FrontEnd(**dict(zip(schemas.LOG_MEL_NAMES, options)))  # names the option that is wrong
-    return options
-
-
-def log_mel(
-    waveform: Tensor,
-    *,
-    sampling_rate: int = 16000,
-    mel_bands: int = 40,
-    frame_length: int = 400,
-    frame_step: int = 160,
-    n_fft: int = 512,
-    preemphasis: float = 0.97,
-    low_hz: float = 0.0,
-    high_hz: float = 8000.0,
-) -> Tensor:
-    """Log-mel features of waveforms at int16 scale (``reference.log_mel``).
-
-    waveform: (..., samples) int16, float32 or float64, at least 1 sample, any strides, on the CPU or a CUDA device.
-    Returns (..., frames, mel_bands), float64 for float64 and float32 otherwise; all arithmetic inside is float64.  A
-    frame's features do not depend, bit for bit, on its neighbours, the batch or the threads.  Differentiable once.
-    Raises InputError for the waveform, ConfigError for an option, BackendError when nothing compiled can run it.
-    """
-    _check("log_mel", "waveform", waveform, "(..., samples)", 1, torch.int16, torch.float32, torch.float64)
-    if waveform.shape[-1] < 1:
-        raise InputError(f"log_mel: waveform: expected at least 1 sample, got shape {tuple(waveform.shape)}")
-    options = _front_end(
-        sampling_rate, mel_bands, frame_length, frame_step, n_fft, float(preemphasis), float(low_hz), float(high_hz)
-    )
-    _require_compiled("log_mel")
-    return torch.ops.avser_fast.log_mel(waveform, *options)
-
-
-def add_deltas(features: Tensor, channels: int, window: int = 2) -> Tensor:
-    """Static features with their derivatives over time as channels (``reference.add_deltas``).
-
-    features: (..., frames, bands) float32 or float64.  Returns (..., channels, frames, bands), channels 1, 2 or 3.
-    """
-    _check("add_deltas", "features", features, "(..., frames, bands)", 2, torch.float32, torch.float64)
-    if channels not in (1, 2, 3):
-        raise ConfigError(f"add_deltas: channels: expected 1, 2 or 3, got {channels}")
-    if window < 1:
-        raise ConfigError(f"add_deltas: window: expected at least 1, got {window}")
-    _require_compiled("add_deltas")
-    return torch.ops.avser_fast.add_deltas(features, channels, window)
-
-
-def frame_clips(
-    features: Tensor, clips: int | None = 5, clip_frames: int = 224, rule: str = "published"
-) -> tuple[Tensor, Tensor]:
-    """Cut features into clips by a named rule (``reference.frame_clips``, ``reference.clip_table``).
-
-    features: (channels, frames, bands), any dtype, at least 1 frame.  Returns ((L, channels, clip_frames, bands) clips,
-    (L,) bool: which of them vote); L is ``clips``, or for rule "even" with None as many as coverage needs.
-    """
-    _check("frame_clips", "features", features, "(channels, frames, bands)", 3)
-    if features.dim() != 3 or features.shape[1] < 1:
-        raise InputError(
-            "frame_clips: features: expected (channels, frames, bands) with at least 1 frame, "
-            f"got shape {tuple(features.shape)}"
-        )
-    ClipRule(rule, clips, clip_frames)  # names the argument that is wrong
-    _require_compiled("frame_clips")
-    return torch.ops.avser_fast.frame_clips(features, clips, clip_frames, rule)
-
-
-def resample(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
-    """Change the sampling rate by a band-limited interpolation (``reference.resample``).
-
-    waveform: (..., samples) float32 or float64, at least 1 sample; rates in hertz, 1 to 384000.  Returns
-    (..., ceil(samples * to_rate / from_rate)); equal rates copy.
-    """
-    _check("resample", "waveform", waveform, "(..., samples)", 1, torch.float32, torch.float64)
-    if waveform.shape[-1] < 1:
-        raise InputError(f"resample: waveform: expected at least 1 sample, got shape {tuple(waveform.shape)}")
-    for name, rate in (("from_rate", from_rate), ("to_rate", to_rate)):
-        if not 1 <= rate <= 384000:
-            raise ConfigError(f"resample: {name}: expected 1..384000 hertz, got {rate}")
-    _require_compiled("resample")
-    return torch.ops.avser_fast.resample(waveform, from_rate, to_rate)
+__all__ = [
+    "add_deltas",
+    "backends",
+    "clip_cross_entropy",
+    "conv_stem",
+    "cs_attention",
+    "dsc_block",
+    "emotion_head",
+    "frame_clips",
+    "gradient_reversal",
+    "load_error",
+    "log_mel",
+    "pool_shortcut",
+    "resample",
+    "separable_conv2d",
+    "strided_conv2d",
+    "temporal_attention",
+]

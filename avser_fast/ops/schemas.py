@@ -1,8 +1,13 @@
-"""Names, shapes and derivatives of ``torch.ops.avser_fast``: everything about an op but its arithmetic.
+"""Every op of ``torch.ops.avser_fast`` by its schema, in the order of the data flow.
 
-Importing this module needs torch and no compiler.  The arithmetic comes from ``avser_fast._torch_ops`` (CPU, and CUDA
-where it was compiled) and is that of the function of the same name in ``avser_fast.reference``, whose derivative is the
-op's derivative.
+Importing this module needs torch and no compiler.  Fake kernels and derivatives are in ``front_end.py`` and
+``network.py``; the arithmetic comes from ``avser_fast._torch_ops`` on the CPU (and CUDA, for log_mel) and from
+``avser_fast.triton`` on CUDA, and is that of the function of the same name in ``avser_fast.reference``.
+
+A ``*_backward`` op takes what the forward saved and says by ``need_input`` and ``need_weights`` which of its results are
+wanted; a result that is not wanted is an empty tensor.  Maps are (N, C, H, W), channels-last in memory when an op made
+them.  ``mean, scale, shift`` are the batch norm that the producer of a map left to its consumer
+(``reference.rectified_affine``); a convolution returns its output and the statistics of it.
 """
 
 from __future__ import annotations
@@ -11,18 +16,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
-
-from .. import reference
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 LIBRARY = torch.library.Library("avser_fast", "DEF")
 
-_LOG_MEL_OPTIONS = (
-    "int sampling_rate=16000, int mel_bands=40, int frame_length=400, int frame_step=160, int n_fft=512, "
-    "float preemphasis=0.97, float low_hz=0.0, float high_hz=8000.0"
-)
 LOG_MEL_NAMES = (
     "sampling_rate",
     "mel_bands",
@@ -33,201 +31,112 @@ LOG_MEL_NAMES = (
     "low_hz",
     "high_hz",
 )
+_LOG_MEL_OPTIONS = (
+    "int sampling_rate=16000, int mel_bands=40, int frame_length=400, int frame_step=160, int n_fft=512, "
+    "float preemphasis=0.97, float low_hz=0.0, float high_hz=8000.0"
+)
+_BEFORE = "Tensor? mean, Tensor? scale, Tensor? shift, bool relu"
+_OUTPUT = "Tensor grad, Tensor grad_mean, Tensor grad_var, Tensor y, Tensor y_mean"
+_PATHS = (
+    "Tensor x, Tensor mean, Tensor scale, Tensor shift, "
+    "Tensor shortcut, Tensor shortcut_mean, Tensor shortcut_scale, Tensor shortcut_shift, float dropout, Tensor seed"
+)
+_ATTENTION = (
+    "Tensor x, Tensor? spatial_weight, Tensor? spatial_bias, "
+    "Tensor? channel_weight1, Tensor? channel_bias1, Tensor? channel_weight2, Tensor? channel_bias2"
+)
+_LAYER = (
+    "Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor out_bias, "
+    "Tensor ff1_weight, Tensor ff1_bias, Tensor ff2_weight, Tensor ff2_bias, "
+    "Tensor norm1_weight, Tensor norm1_bias, Tensor norm2_weight, Tensor norm2_bias, "
+    "int heads, float dropout, Tensor seed, float eps"
+)
 
-LIBRARY.define(f"log_mel(Tensor waveform, {_LOG_MEL_OPTIONS}) -> Tensor")
-LIBRARY.define(f"log_mel_backward(Tensor grad, Tensor waveform, {_LOG_MEL_OPTIONS}) -> Tensor")
-LIBRARY.define("add_deltas(Tensor features, int channels, int window=2) -> Tensor")
-LIBRARY.define("add_deltas_backward(Tensor grad, int window) -> Tensor")
-LIBRARY.define("frame_clips(Tensor features, int? clips, int clip_frames, str rule) -> (Tensor, Tensor)")
-LIBRARY.define("frame_clips_backward(Tensor grad, int frames, int? clips, int clip_frames, str rule) -> Tensor")
-LIBRARY.define("resample(Tensor waveform, int from_rate, int to_rate) -> Tensor")
-LIBRARY.define("resample_backward(Tensor grad, int samples, int from_rate, int to_rate) -> Tensor")
+SCHEMAS = f"""
+log_mel(Tensor waveform, {_LOG_MEL_OPTIONS}) -> Tensor
+log_mel_backward(Tensor grad, Tensor waveform, {_LOG_MEL_OPTIONS}) -> Tensor
+add_deltas(Tensor features, int channels, int window=2) -> Tensor
+add_deltas_backward(Tensor grad, int window) -> Tensor
+frame_clips(Tensor features, int? clips, int clip_frames, str rule) -> (Tensor, Tensor)
+frame_clips_backward(Tensor grad, int frames, int? clips, int clip_frames, str rule) -> Tensor
+resample(Tensor waveform, int from_rate, int to_rate) -> Tensor
+resample_backward(Tensor grad, int samples, int from_rate, int to_rate) -> Tensor
+strided_conv2d(Tensor x, Tensor weight, Tensor? bias, {_BEFORE}) -> (Tensor y, Tensor y_mean, Tensor y_var)
+strided_conv2d_backward({_OUTPUT}, Tensor x, Tensor weight, {_BEFORE}, bool need_input, bool need_weights)
+  -> (Tensor x, Tensor weight, Tensor bias, Tensor scale, Tensor shift)
+separable_conv2d(Tensor x, Tensor depthwise, Tensor pointwise, {_BEFORE}) -> (Tensor y, Tensor y_mean, Tensor y_var)
+separable_conv2d_backward({_OUTPUT}, Tensor x, Tensor depthwise, Tensor pointwise, {_BEFORE},
+  bool need_input, bool need_weights) -> (Tensor x, Tensor depthwise, Tensor pointwise, Tensor scale, Tensor shift)
+pool_shortcut({_PATHS}) -> Tensor
+pool_shortcut_backward(Tensor grad, {_PATHS})
+  -> (Tensor x, Tensor scale, Tensor shift, Tensor shortcut, Tensor shortcut_scale, Tensor shortcut_shift)
+cs_attention({_ATTENTION}) -> Tensor
+cs_attention_backward(Tensor grad, {_ATTENTION})
+  -> (Tensor x, Tensor spatial_weight, Tensor spatial_bias,
+      Tensor channel_weight1, Tensor channel_bias1, Tensor channel_weight2, Tensor channel_bias2)
+temporal_attention(Tensor x, {_LAYER})
+  -> (Tensor y, Tensor qkv, Tensor mixed, Tensor sum1, Tensor hidden, Tensor sum2)
+temporal_attention_backward(Tensor grad, Tensor x, Tensor qkv, Tensor mixed, Tensor sum1, Tensor hidden, Tensor sum2,
+  {_LAYER}, bool need_weights)
+  -> (Tensor x, Tensor in_weight, Tensor in_bias, Tensor out_weight, Tensor out_bias,
+      Tensor ff1_weight, Tensor ff1_bias, Tensor ff2_weight, Tensor ff2_bias,
+      Tensor norm1_weight, Tensor norm1_bias, Tensor norm2_weight, Tensor norm2_bias)
+emotion_head(Tensor tokens, Tensor weight, Tensor bias, str pooling, Tensor? statistics)
+  -> (Tensor features, Tensor logits)
+emotion_head_backward(Tensor grad_features, Tensor grad_logits, Tensor tokens, Tensor features, Tensor weight, str pooling)
+  -> (Tensor tokens, Tensor weight, Tensor bias, Tensor statistics)
+clip_cross_entropy(Tensor clip_logits, Tensor targets, Tensor? valid) -> Tensor
+clip_cross_entropy_backward(Tensor grad, Tensor clip_logits, Tensor targets, Tensor? valid) -> Tensor
+gradient_reversal(Tensor(a) x, Tensor lam) -> Tensor(a)
+gradient_reversal.Scalar(Tensor(a) x, float lam) -> Tensor(a)
+"""
 
 
-def _fake(name: str) -> Callable[[_F], _F]:
+def _define() -> None:
+    lines: list[str] = []
+    for line in SCHEMAS.strip().splitlines():
+        if line.startswith(" "):
+            lines[-1] += " " + line.strip()
+        else:
+            lines.append(line)
+    for line in lines:
+        LIBRARY.define(line)
+
+
+_define()
+
+
+def fake(name: str) -> Callable[[_F], _F]:
     """The decorated function gives the op's output shapes."""
     return torch.library.register_fake(f"avser_fast::{name}", lib=LIBRARY)
 
 
-def _autograd(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+def autograd(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
     torch.library.register_autograd(f"avser_fast::{name}", backward, setup_context=setup_context, lib=LIBRARY)
 
 
-# ---- log_mel
-
-
-def _frames(samples: Any, frame_length: int, frame_step: int) -> Any:
-    """Works on symbolic sizes without deciding which case they are in."""
-    return 1 + torch.sym_max(0, (samples - frame_length + frame_step - 1) // frame_step)
-
-
-@_fake("log_mel")
-def _(
-    waveform: Tensor,
-    sampling_rate: int = 16000,
-    mel_bands: int = 40,
-    frame_length: int = 400,
-    frame_step: int = 160,
-    n_fft: int = 512,
-    preemphasis: float = 0.97,
-    low_hz: float = 0.0,
-    high_hz: float = 8000.0,
-) -> Tensor:
-    frames = _frames(waveform.shape[-1], frame_length, frame_step)
-    dtype = torch.float64 if waveform.dtype == torch.float64 else torch.float32
-    return waveform.new_empty((*waveform.shape[:-1], frames, mel_bands), dtype=dtype)
-
-
-def _log_mel_backward(grad: Tensor, waveform: Tensor, *options: Any) -> Tensor:
-    with torch.enable_grad():
-        x = waveform.detach().double().requires_grad_()
-        y = reference.log_mel(x, **dict(zip(LOG_MEL_NAMES, options)))
-        (dx,) = torch.autograd.grad(y, x, grad.double())
-    return dx.to(waveform.dtype)
-
-
-LIBRARY.impl("log_mel_backward", _log_mel_backward, "CompositeExplicitAutograd")
-
-
-@_fake("log_mel_backward")
-def _(grad: Tensor, waveform: Tensor, *options: Any) -> Tensor:
-    return torch.empty_like(waveform, memory_format=torch.contiguous_format)
-
-
-def _log_mel_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[0])
-    ctx.options = inputs[1:]
-
-
-def _log_mel_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    (waveform,) = ctx.saved_tensors
-    return (torch.ops.avser_fast.log_mel_backward(grad, waveform, *ctx.options), *([None] * len(ctx.options)))
-
-
-_autograd("log_mel", _log_mel_grad, _log_mel_context)
-
-
-# ---- add_deltas
-
-
-@_fake("add_deltas")
-def _(features: Tensor, channels: int, window: int = 2) -> Tensor:
-    return features.new_empty((*features.shape[:-2], channels, *features.shape[-2:]))
-
-
-LIBRARY.impl("add_deltas", reference.add_deltas, "CUDA")
-
-
-def _add_deltas_backward(grad: Tensor, window: int) -> Tensor:
-    channels = grad.shape[-3]
-    with torch.enable_grad():
-        x = torch.zeros_like(grad.select(-3, 0)).requires_grad_()  # linear: any point will do
-        (dx,) = torch.autograd.grad(reference.add_deltas(x, channels, window), x, grad)
-    return dx
-
-
-LIBRARY.impl("add_deltas_backward", _add_deltas_backward, "CompositeExplicitAutograd")
-
-
-@_fake("add_deltas_backward")
-def _(grad: Tensor, window: int) -> Tensor:
-    return grad.new_empty((*grad.shape[:-3], *grad.shape[-2:]))
-
-
-def _add_deltas_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.window = inputs[2]
-
-
-def _add_deltas_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return torch.ops.avser_fast.add_deltas_backward(grad, ctx.window), None, None
-
-
-_autograd("add_deltas", _add_deltas_grad, _add_deltas_context)
-
-
-# ---- frame_clips
-
-
-def _clip_count(frames: Any, clips: int | None, clip_frames: int) -> Any:
-    if clips is not None:
-        return clips
-    return 1 if frames <= clip_frames else 1 - (-(frames - clip_frames) // max(1, clip_frames // 2))
-
-
-@_fake("frame_clips")
-def _(features: Tensor, clips: int | None, clip_frames: int, rule: str) -> tuple[Tensor, Tensor]:
-    channels, frames, bands = features.shape
-    count = _clip_count(frames, clips, clip_frames)
-    return features.new_empty((count, channels, clip_frames, bands)), features.new_empty((count,), dtype=torch.bool)
-
-
-LIBRARY.impl("frame_clips", reference.frame_clips, "CUDA")
-
-
-def _frame_clips_backward(grad: Tensor, frames: int, clips: int | None, clip_frames: int, rule: str) -> Tensor:
-    """Every frame collects the gradients of its copies; frame number 0, the padding, is dropped."""
-    table, _ = reference.clip_table(frames, clips, clip_frames, rule)
-    channels, bands = grad.shape[1], grad.shape[3]
-    total = grad.new_zeros(channels, frames + 1, bands)
-    total.index_add_(1, table.flatten().to(grad.device), grad.transpose(0, 1).flatten(1, 2))
-    return total[:, 1:].contiguous()
-
-
-LIBRARY.impl("frame_clips_backward", _frame_clips_backward, "CompositeExplicitAutograd")
-
-
-@_fake("frame_clips_backward")
-def _(grad: Tensor, frames: int, clips: int | None, clip_frames: int, rule: str) -> Tensor:
-    return grad.new_empty((grad.shape[1], frames, grad.shape[3]))
-
-
-def _frame_clips_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.frames = inputs[0].shape[1]
-    ctx.rule = inputs[1:]
-    ctx.mark_non_differentiable(output[1])
-
-
-def _frame_clips_grad(ctx: Any, grad: Tensor, _valid_grad: Tensor | None) -> tuple[Any, ...]:
-    return torch.ops.avser_fast.frame_clips_backward(grad, ctx.frames, *ctx.rule), None, None, None
-
-
-_autograd("frame_clips", _frame_clips_grad, _frame_clips_context)
-
-
-# ---- resample
-
-
-@_fake("resample")
-def _(waveform: Tensor, from_rate: int, to_rate: int) -> Tensor:
-    length = -((-waveform.shape[-1] * to_rate) // from_rate)
-    return waveform.new_empty((*waveform.shape[:-1], length))
-
-
-LIBRARY.impl("resample", reference.resample, "CUDA")
-
-
-def _resample_backward(grad: Tensor, samples: int, from_rate: int, to_rate: int) -> Tensor:
-    with torch.enable_grad():
-        x = grad.new_zeros((*grad.shape[:-1], samples)).requires_grad_()  # linear: any point will do
-        (dx,) = torch.autograd.grad(reference.resample(x, from_rate, to_rate), x, grad)
-    return dx
-
-
-LIBRARY.impl("resample_backward", _resample_backward, "CompositeExplicitAutograd")
-
-
-@_fake("resample_backward")
-def _(grad: Tensor, samples: int, from_rate: int, to_rate: int) -> Tensor:
-    return grad.new_empty((*grad.shape[:-1], samples))
-
-
-def _resample_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.samples = inputs[0].shape[-1]
-    ctx.rates = inputs[1:]
-
-
-def _resample_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    return torch.ops.avser_fast.resample_backward(grad, ctx.samples, *ctx.rates), None, None
-
-
-_autograd("resample", _resample_grad, _resample_context)
+def no_second_derivative(name: str) -> None:
+    """Asking for the derivative of the backward op ``name`` is an error that says where it can be had."""
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        stem = name.removesuffix("_backward")
+        raise NotImplementedError(
+            f"{stem}: expected to be differentiated once, got a second derivative; backend 'reference' has them all"
+        )
+
+    autograd(name, backward, lambda ctx, inputs, output: None)
+
+
+def autocast(name: str, cast: Callable[..., tuple[Any, ...]]) -> None:
+    """Under autocast the op gets ``cast(dtype, *arguments)``, dtype being autocast's for the device."""
+    op = getattr(torch.ops.avser_fast, name).default
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+        torch._C.DispatchKey.AutocastCUDA
+    )
+    for device, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+
+        def kernel(*arguments: Any, device: str = device) -> Any:
+            with torch._C._ExcludeDispatchKeyGuard(keys):
+                return op(*cast(torch.get_autocast_dtype(device), *arguments))
+
+        LIBRARY.impl(name, kernel, key)

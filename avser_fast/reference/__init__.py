@@ -5,10 +5,12 @@ One function per stem, in the order of the data flow; every other backend is tes
 
 from __future__ import annotations
 
-from .conv_stem import batch_norm, conv_stem
+from .batch_norm import batch_norm, batch_norm_affine, batch_statistics, rectified_affine
+from .conv_stem import conv_stem, strided_conv2d
 from .cs_attention import channel_attention, cs_attention, spatial_attention
-from .dsc_block import dsc_block, separable_conv2d
-from .emotion_head import average_clips, emotion_head, pool_tokens
+from .dropout import counted_dropout, philox
+from .dsc_block import dsc_block, pool_shortcut, separable_conv2d
+from .emotion_head import average_clips, clip_cross_entropy, emotion_head, pool_tokens
 from .frame_clips import clip_table, frame_clips
 from .frame_statistics import cepstral_map, frame_statistics, frame_weights
 from .fusion_lstm import fuse_inputs, fusion_lstm, lstm_branch
@@ -25,10 +27,14 @@ __all__ = [
     "average_clips",
     "basic_block",
     "batch_norm",
+    "batch_norm_affine",
+    "batch_statistics",
     "cepstral_map",
     "channel_attention",
+    "clip_cross_entropy",
     "clip_table",
     "conv_stem",
+    "counted_dropout",
     "cs_attention",
     "domain_head",
     "dsc_block",
@@ -43,12 +49,16 @@ __all__ = [
     "lstm_branch",
     "mel_filters",
     "normalize",
+    "philox",
+    "pool_shortcut",
     "pool_tokens",
+    "rectified_affine",
     "resample",
     "resnet18",
     "reversal_schedule",
     "separable_conv2d",
     "spatial_attention",
+    "strided_conv2d",
     "temporal_attention",
     "to_tokens",
 ]

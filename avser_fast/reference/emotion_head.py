@@ -39,3 +39,18 @@ def average_clips(values: Tensor, valid: Tensor | None = None) -> Tensor:
         return values.mean(1)
     votes = valid.to(values.dtype).unsqueeze(-1)
     return torch.where(valid.unsqueeze(-1), values, 0.0).sum(1) / votes.sum(1)
+
+
+def clip_cross_entropy(
+    clip_logits: Tensor,
+    targets: Tensor,
+    valid: Tensor | None = None,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of the mean over the clips that vote, as ``torch.nn.functional.cross_entropy`` defines it.
+
+    clip_logits: (B, L, K); targets: (B,) class numbers or (B, K) probabilities; valid: (B, L) bool (None: all); weight:
+    (K,) class weights.  Returns the mean over utterances, a scalar.
+    """
+    return F.cross_entropy(average_clips(clip_logits, valid), targets, weight, label_smoothing=label_smoothing)

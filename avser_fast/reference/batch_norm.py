@@ -1,0 +1,62 @@
+"""Batch normalisation, whole and in the parts that fused ops hand to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: Batch norm as four tensors: weight, bias, running mean, running variance, each (channels,).
+Norm = Sequence[Tensor]
+
+
+def batch_norm(x: Tensor, norm: Norm, *, training: bool = False, momentum: float = 0.1, eps: float = 1e-5) -> Tensor:
+    """Batch normalisation of (N, channels, ...); in training the running statistics are updated in place."""
+    weight, bias, mean, var = norm
+    return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+
+
+def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of every channel of (N, channels, ...), in float32 or wider; 0 when there is nothing.
+
+    What a fused op returns beside its output, so that nobody has to read the output again to normalise it.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    others = [0, *range(2, x.dim())]
+    if x.numel() == 0:
+        return x.sum(others), x.sum(others)
+    var, mean = torch.var_mean(x, others, correction=0)
+    return mean, var
+
+
+def batch_norm_affine(
+    mean: Tensor, var: Tensor, count: int, norm: Norm, *, training: bool = False, momentum: float = 0.1, eps: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``batch_norm`` does to each channel, as (mean, scale, shift): x becomes (x - mean) scale + shift.
+
+    mean, var: ``batch_statistics`` of the ``count`` values per channel.  In training they are used, and enter the running
+    statistics in place (the variance unbiased, as torch does it); otherwise the running statistics are used.
+    Differentiable with respect to mean and var, which is how gradients reach the statistics.  Raises ValueError in
+    training on a single value per channel.
+    """
+    weight, bias, running_mean, running_var = norm
+    if not training:
+        return running_mean, weight * torch.rsqrt(running_var + eps), bias
+    if count == 1:
+        raise ValueError("batch_norm: x: expected more than 1 value per channel in training, got 1")
+    with torch.no_grad():
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((var * (count / max(1, count - 1))).to(running_var.dtype), momentum)
+    return mean, weight * torch.rsqrt(var + eps), bias
+
+
+def rectified_affine(x: Tensor, mean: Tensor | None, scale: Tensor | None, shift: Tensor | None, relu: bool) -> Tensor:
+    """(x - mean) scale + shift per channel (None: as it is), then ReLU if asked: what fused ops do to their input."""
+    if mean is not None:
+        assert scale is not None and shift is not None
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        wide = torch.promote_types(x.dtype, mean.dtype)
+        x = ((x.to(wide) - mean.view(shape)) * scale.view(shape) + shift.view(shape)).to(x.dtype)
+    return F.relu(x) if relu else x
