@@ -102,7 +102,9 @@ def published() -> Model:
     """The published MDSCM with random weights."""
     spec = MEMBERS["mdscm-published"]
     network = dataclasses.replace(spec.network, block_dropout=0.0, encoder_dropout=0.0)
-    module = cases.random_weights(nn.MDSCM(network), cases.speech_clips(spec, 60, cases.STATISTICS))
+    module = cases.random_weights(
+        nn.MDSCM(network, backend="reference"), cases.speech_clips(spec, 60, cases.STATISTICS)
+    )
     return _model("mdscm-published", spec, module, FoldedMDSCM)
 
 
@@ -110,7 +112,7 @@ def published() -> Model:
 def shipped() -> Model:
     """The default model with its own weights."""
     spec, tensors, _ = read_model("default")
-    module = nn.MDSCM(spec.network).eval().requires_grad_(False)
+    module = nn.MDSCM(spec.network, backend="reference").eval().requires_grad_(False)
     module.load_state_dict({key: torch.from_numpy(value) for key, value in tensors.items()}, strict=False)
     return _model("mdscm-small", spec, module, FoldedMDSCM)
 

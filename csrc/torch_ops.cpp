@@ -11,21 +11,29 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
 #include <exception>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "build_config.h"
 #include "common/check.h"
 #include "common/executor.h"
 #include "common/isa.h"
+#include "ops/cs_attention/cs_attention_training.h"
+#include "ops/emotion_head/emotion_head_training.h"
 #include "ops/frame_clips/frame_clips.h"
 #include "ops/log_mel/add_deltas.h"
 #include "ops/log_mel/log_mel.h"
+#include "ops/pool_shortcut/pool_shortcut.h"
 #include "ops/resample/resample.h"
+#include "ops/separable_conv2d/separable_conv2d.h"
+#include "ops/strided_conv2d/strided_conv2d.h"
+#include "ops/temporal_attention/temporal_attention_training.h"
 #if AVSER_CUDA_COMPILED
 #include "ops/log_mel/log_mel_cuda.h"
 #endif
@@ -248,12 +256,31 @@ Tensor log_mel_on_cuda(const Tensor& waveform, int64_t sampling_rate, int64_t me
 #endif
 
 }  // namespace
+}  // namespace avser
+
+#include "torch_ops_network.h"
+
+namespace avser {
 
 STABLE_TORCH_LIBRARY_IMPL(avser_fast, CPU, m) {
   m.impl("log_mel", TORCH_BOX(&log_mel_cpu));
   m.impl("add_deltas", TORCH_BOX(&add_deltas_cpu));
   m.impl("frame_clips", TORCH_BOX(&frame_clips_cpu));
   m.impl("resample", TORCH_BOX(&resample_cpu));
+  m.impl("separable_conv2d", TORCH_BOX(&separable_conv2d_cpu));
+  m.impl("separable_conv2d_backward", TORCH_BOX(&separable_conv2d_backward_cpu));
+  m.impl("strided_conv2d", TORCH_BOX(&strided_conv2d_cpu));
+  m.impl("strided_conv2d_backward", TORCH_BOX(&strided_conv2d_backward_cpu));
+  m.impl("pool_shortcut", TORCH_BOX(&pool_shortcut_cpu));
+  m.impl("pool_shortcut_backward", TORCH_BOX(&pool_shortcut_backward_cpu));
+  m.impl("cs_attention", TORCH_BOX(&cs_attention_cpu));
+  m.impl("cs_attention_backward", TORCH_BOX(&cs_attention_backward_cpu));
+  m.impl("temporal_attention", TORCH_BOX(&temporal_attention_cpu));
+  m.impl("temporal_attention_backward", TORCH_BOX(&temporal_attention_backward_cpu));
+  m.impl("emotion_head", TORCH_BOX(&emotion_head_cpu));
+  m.impl("emotion_head_backward", TORCH_BOX(&emotion_head_backward_cpu));
+  m.impl("clip_cross_entropy", TORCH_BOX(&clip_cross_entropy_cpu));
+  m.impl("clip_cross_entropy_backward", TORCH_BOX(&clip_cross_entropy_backward_cpu));
 }
 
 #if AVSER_CUDA_COMPILED

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.library import opcheck
+from training_cases import EMPTY, PUBLISHED, SMALL, Case, judge, keywords, leaves, positional, run, stem
 
 from avser_fast import ops, reference
 from avser_fast.errors import AvserError
 from avser_fast.ops import backends
 from avser_fast.testing import assert_close
-from training_cases import EMPTY, PUBLISHED, SMALL, Case, judge, keywords, leaves, positional, run, stem
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and not backends.INTERPRETED else [])
 DTYPES = [torch.float32, torch.bfloat16]
@@ -297,7 +297,7 @@ def test_running_statistics_are_torchs() -> None:
     mean, var = reference.batch_statistics(x)
     norm = [module.weight, module.bias, torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)]
     affine = reference.batch_norm_affine(mean, var, 4 * 72, norm, training=True)
-    ours = reference.rectified_affine(x, *affine, True)
+    ours = reference.rectified_affine(x, affine, relu=True)
     theirs = F.relu(module(x))
     assert_close(ours, theirs, 1e-12)
     assert module.running_mean is not None and module.running_var is not None

@@ -190,7 +190,7 @@ class Reference:
         self.device = device
         self._torch = torch
         with torch.device("meta"):  # no random numbers are drawn for weights that are replaced
-            network = nn.MDSCM(spec.network)
+            network = nn.MDSCM(spec.network, backend="reference")
         network = network.to_empty(device="cpu")
         state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
         for name in network.state_dict():

@@ -70,17 +70,20 @@ class ResNet18Body(nn.Module):
 class AVRE(nn.Module):
     """Body, emotion classifier per clip, domain classifier behind gradient reversal (section 2.2).
 
-    The domain classifier judges every clip; its logits are averaged like the emotion logits.
+    The domain classifier judges every clip; its logits are averaged like the emotion logits.  ``backend`` is that of
+    ``MDSCM`` for the MDSCM body; ResNet-18 is torch's own convolutions.
     """
 
-    def __init__(self, encoder: config.AVRE | None = None, *, lam: float = 1.0, **fields: object):
+    def __init__(
+        self, encoder: config.AVRE | None = None, *, lam: float = 1.0, backend: str = "auto", **fields: object
+    ):
         super().__init__()
         self.encoder = encoder or config.AVRE(**fields)  # type: ignore[arg-type]
         self.body: nn.Module
         if self.encoder.body == "resnet18":
             self.body = ResNet18Body(self.encoder.in_channels)
         else:
-            self.body = MDSCMBody(self.encoder.mdscm)
+            self.body = MDSCMBody(self.encoder.mdscm, backend)
         self.head = nn.Linear(self.encoder.features, self.encoder.classes)
         assert self.encoder.domain_hidden is not None
         self.domain = DomainHead(self.encoder.features, self.encoder.domain_hidden, lam)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .. import reference
+from .. import ops, reference
 
 
 class GradientReversal(nn.Module):
-    """``reference.gradient_reversal`` with its lambda as an attribute that a schedule may change."""
+    """``ops.gradient_reversal`` with its lambda as an attribute that a schedule may change.
+
+    ``lam`` may be a 0-d tensor on the device, which a captured CUDA graph reads anew at every replay.
+    """
 
     def __init__(self, lam: float | Tensor = 1.0):
         super().__init__()
         self.lam = lam
 
     def forward(self, x: Tensor) -> Tensor:
-        return reference.gradient_reversal(x, self.lam)
+        return ops.gradient_reversal(x, self.lam)
 
 
 class DomainHead(nn.Module):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import config, reference
+from .. import config, ops, reference
+from ..ops import backends
+from ..reference.batch_norm import Before
 
 
 class ClipOutput(NamedTuple):
@@ -25,6 +28,11 @@ def norm_tensors(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor,
     return norm.weight, norm.bias, norm.running_mean, norm.running_var
 
 
+def fused(backend: str, x: Tensor) -> bool:
+    """Whether the stems run as ops, which ``backend`` and x decide (``ops.backends.choose``), or in the reference."""
+    return backends.choose(backend, x) != "reference"
+
+
 class ConvStem(nn.Module):
     """Parameters of ``reference.conv_stem``."""
 
@@ -36,9 +44,13 @@ class ConvStem(nn.Module):
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
 
-    def forward(self, x: Tensor) -> Tensor:
-        weights = [conv.weight for conv in self.convs]
-        return reference.conv_stem(x, weights, [norm_tensors(n) for n in self.norms], training=self.training)  # type: ignore[arg-type]
+    def forward(self, x: Tensor, fuse: bool = False) -> tuple[Tensor, Before]:
+        """The map, and with ``fuse`` the last batch norm, which whoever reads the map still has to do."""
+        weights: list[Tensor] = [conv.weight for conv in self.convs]  # type: ignore[misc]
+        norms = [norm_tensors(norm) for norm in self.norms]  # type: ignore[arg-type]
+        if fuse:
+            return ops.open_stem(x, weights, norms, training=self.training)
+        return reference.conv_stem(x, weights, norms, training=self.training), ops.NOTHING
 
 
 class DSCBlock(nn.Module):
@@ -56,9 +68,10 @@ class DSCBlock(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride=2)
         self.shortcut_norm = nn.BatchNorm2d(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, before: Before = ops.NOTHING, fuse: bool = False) -> Tensor:
         assert self.shortcut.bias is not None
-        return reference.dsc_block(
+        block = partial(
+            (ops if fuse else reference).dsc_block,
             x,
             self.depthwise1.weight,
             self.pointwise1.weight,
@@ -73,6 +86,7 @@ class DSCBlock(nn.Module):
             dropout=self.dropout,
             training=self.training,
         )
+        return block(before=before) if fuse else block()
 
 
 class CSAttention(nn.Module):
@@ -84,11 +98,11 @@ class CSAttention(nn.Module):
         self.channel1 = nn.Linear(channels, hidden) if channel else None
         self.channel2 = nn.Linear(hidden, channels) if channel else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, fuse: bool = False) -> Tensor:
         tensors: list[Tensor | None] = []
         for layer in (self.spatial, self.channel1, self.channel2):
             tensors += [None, None] if layer is None else [layer.weight, layer.bias]
-        return reference.cs_attention(x, *tensors)
+        return (ops if fuse else reference).cs_attention(x, *tensors)
 
 
 class EncoderLayer(nn.Module):
@@ -107,17 +121,22 @@ class EncoderLayer(nn.Module):
         for layer in (self.qkv, self.out):
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, fuse: bool = False) -> Tensor:
         parts = (self.qkv, self.out, self.ff1, self.ff2, self.norm1, self.norm2)
         tensors = [t for part in parts for t in (part.weight, part.bias)]
-        return reference.temporal_attention(x, *tensors, heads=self.heads, dropout=self.dropout, training=self.training)
+        room = ops if fuse else reference
+        return room.temporal_attention(x, *tensors, heads=self.heads, dropout=self.dropout, training=self.training)
 
 
 class MDSCMBody(nn.Module):
-    """Everything before the classifier: (N, channels, frames, bands) clips to (N, tokens, D)."""
+    """Everything before the classifier: (N, channels, frames, bands) clips to (N, tokens, D).
 
-    def __init__(self, network: config.MDSCM):
+    ``backend`` says who computes (``MDSCM``); it may be changed at any time.
+    """
+
+    def __init__(self, network: config.MDSCM, backend: str = "auto"):
         super().__init__()
+        self.backend = backend
         self.conv_stem = ConvStem(network.in_channels, network.stem)
         inputs = (network.stem[-1], *network.blocks)
         self.blocks = nn.ModuleList(
@@ -136,12 +155,13 @@ class MDSCMBody(nn.Module):
         )
 
     def forward(self, clips: Tensor) -> Tensor:
-        x = self.conv_stem(clips)
+        fuse = fused(self.backend, clips)
+        x, before = self.conv_stem(clips, fuse)
         for block in self.blocks:
-            x = block(x)
-        x = reference.to_tokens(self.attention(x))
+            x, before = block(x, before, fuse), ops.NOTHING
+        x = reference.to_tokens(self.attention(x, fuse))
         for layer in self.encoder:
-            x = layer(x)
+            x = layer(x, fuse)
         return x
 
 
@@ -178,16 +198,28 @@ class Statistics(nn.Module):
 
 
 class MDSCM(nn.Module):
-    """One member of the MDSCM family (section 2.1); ``network`` or its fields as keywords say which."""
+    """One member of the MDSCM family (section 2.1); ``network`` or its fields as keywords say which.
 
-    def __init__(self, network: config.MDSCM | None = None, **fields: object):
+    ``backend``: "auto" (fused ops where there are kernels for the tensors, else the reference), "reference", "cpu" or
+    "triton"; one that cannot run the tensors raises BackendError and says why.  It changes no parameter and no name.
+    """
+
+    def __init__(self, network: config.MDSCM | None = None, *, backend: str = "auto", **fields: object):
         super().__init__()
         if network is not None and fields:
             raise TypeError(f"MDSCM: expected a config.MDSCM or its fields, got both (fields {', '.join(fields)})")
         self.network = network or config.MDSCM(**fields)  # type: ignore[arg-type]
-        self.body = MDSCMBody(self.network)
+        self.body = MDSCMBody(self.network, backend)
         self.statistics = Statistics(self.network) if self.network.statistics else None
         self.head = nn.Linear(self.network.features, self.network.classes)
+
+    @property
+    def backend(self) -> str:
+        return self.body.backend
+
+    @backend.setter
+    def backend(self, backend: str) -> None:
+        self.body.backend = backend
 
     def forward(self, clips: Tensor, valid: Tensor | None = None) -> ClipOutput:
         """clips: (B, L, channels, clip_frames, bands); valid: (B, L) bool, the clips that vote (None: all).
@@ -196,7 +228,8 @@ class MDSCM(nn.Module):
         """
         batch, count = check_clips(clips, self.network, "MDSCM")
         flat = clips.flatten(0, 1)
-        features, logits = reference.emotion_head(
+        room = ops if fused(self.backend, flat) else reference
+        features, logits = room.emotion_head(
             self.body(flat),
             self.head.weight,
             self.head.bias,

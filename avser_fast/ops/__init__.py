@@ -11,12 +11,14 @@ from . import backends
 from .backends import load_error
 from .features import add_deltas, frame_clips, log_mel, resample
 from .stems import (
+    NOTHING,
     clip_cross_entropy,
     conv_stem,
     cs_attention,
     dsc_block,
     emotion_head,
     gradient_reversal,
+    open_stem,
     pool_shortcut,
     separable_conv2d,
     strided_conv2d,
@@ -24,6 +26,7 @@ from .stems import (
 )
 
 __all__ = [
+    "NOTHING",
     "add_deltas",
     "backends",
     "clip_cross_entropy",
@@ -35,6 +38,7 @@ __all__ = [
     "gradient_reversal",
     "load_error",
     "log_mel",
+    "open_stem",
     "pool_shortcut",
     "resample",
     "separable_conv2d",

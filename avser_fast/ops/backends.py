@@ -18,6 +18,7 @@ try:
 except ImportError as error:  # kept and shown by the first op that is called
     load_error = error
 
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 #: Triton's interpreter runs kernels on the CPU: they then answer for CPU tensors instead of the compiled ones.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -40,9 +41,7 @@ class Backend:
 
 TABLE = {
     "cpu": Backend(() if INTERPRETED else ("cpu",), (torch.float32, torch.bfloat16)),
-    "triton": Backend(
-        ("cuda", "cpu") if INTERPRETED else ("cuda",), (torch.float32, torch.bfloat16, torch.float16)
-    ),
+    "triton": Backend(("cuda", "cpu") if INTERPRETED else ("cuda",), (torch.float32, torch.bfloat16, torch.float16)),
 }
 #: Compute capability that the Triton kernels are compiled and tested for at least.
 LEAST_CAPABILITY = (8, 0)
@@ -62,7 +61,7 @@ def effective_dtype(x: Tensor) -> torch.dtype:
 def _missing(backend: str, x: Tensor) -> str | None:
     if backend == "cpu":
         return None if load_error is None else f"the compiled module, which does not load ({load_error})"
-    if importlib.util.find_spec("triton") is None:
+    if not _HAS_TRITON:
         return "the package triton, which is not installed"
     if x.is_cuda and torch.cuda.get_device_capability(x.device) < LEAST_CAPABILITY:
         least = ".".join(map(str, LEAST_CAPABILITY))
@@ -72,7 +71,7 @@ def _missing(backend: str, x: Tensor) -> str | None:
 
 
 def why_not(backend: str, x: Tensor) -> str | None:
-    """Why ``backend`` ("cpu" or "triton") cannot run the network's ops on maps like x, in one sentence; None if it can."""
+    """Why ``backend`` ("cpu" or "triton") cannot run the network's ops on maps like x, in a sentence; None if it can."""
     case = TABLE[backend]
     if not case.devices:
         return f"backend '{backend}': expected TRITON_INTERPRET unset (Triton's interpreter answers for CPU tensors)"

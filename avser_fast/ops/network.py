@@ -20,9 +20,9 @@ def _statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _map_like(x: Tensor, *shape: Any) -> Tensor:
+def _map_like(x: Tensor, n: Any, channels: Any, height: Any, width: Any) -> Tensor:
     """An empty channels-last map (N, C, H, W)."""
-    return x.new_empty(shape).contiguous(memory_format=torch.channels_last)
+    return x.new_empty((n, height, width, channels)).permute(0, 3, 1, 2)
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -342,9 +342,7 @@ autocast("temporal_attention", lambda dtype, *a: (*_low(dtype, *a[:9]), *a[9:]))
 
 
 @fake("emotion_head")
-def _(
-    tokens: Tensor, weight: Tensor, bias: Tensor, pooling: str, statistics: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _(tokens: Tensor, weight: Tensor, bias: Tensor, pooling: str, statistics: Tensor | None) -> tuple[Tensor, Tensor]:
     n = tokens.shape[0]
     return tokens.new_empty((n, weight.shape[1])), tokens.new_empty((n, weight.shape[0]))
 
@@ -419,7 +417,7 @@ autograd("clip_cross_entropy", _loss_grad, _loss_context)
 
 
 class _GradientReversal(torch.autograd.Function):
-    """Below autograd a view, above it a view whose gradient is turned: works with any transform that sees through it."""
+    """A view whose gradient is turned around; the backward is made of torch's ops, so that it has a derivative itself."""
 
     @staticmethod
     def forward(x: Tensor, lam: Tensor | float) -> Tensor:

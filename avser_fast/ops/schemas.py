@@ -4,8 +4,8 @@ Importing this module needs torch and no compiler.  Fake kernels and derivatives
 ``network.py``; the arithmetic comes from ``avser_fast._torch_ops`` on the CPU (and CUDA, for log_mel) and from
 ``avser_fast.triton`` on CUDA, and is that of the function of the same name in ``avser_fast.reference``.
 
-A ``*_backward`` op takes what the forward saved and says by ``need_input`` and ``need_weights`` which of its results are
-wanted; a result that is not wanted is an empty tensor.  Maps are (N, C, H, W), channels-last in memory when an op made
+A ``*_backward`` op takes what the forward saved; ``need_input`` and ``need_weights`` say which results are wanted, and one
+that is not is an empty tensor.  Maps are (N, C, H, W), channels-last in memory when an op made
 them.  ``mean, scale, shift`` are the batch norm that the producer of a map left to its consumer
 (``reference.rectified_affine``); a convolution returns its output and the statistics of it.
 """
@@ -83,8 +83,8 @@ temporal_attention_backward(Tensor grad, Tensor x, Tensor qkv, Tensor mixed, Ten
       Tensor norm1_weight, Tensor norm1_bias, Tensor norm2_weight, Tensor norm2_bias)
 emotion_head(Tensor tokens, Tensor weight, Tensor bias, str pooling, Tensor? statistics)
   -> (Tensor features, Tensor logits)
-emotion_head_backward(Tensor grad_features, Tensor grad_logits, Tensor tokens, Tensor features, Tensor weight, str pooling)
-  -> (Tensor tokens, Tensor weight, Tensor bias, Tensor statistics)
+emotion_head_backward(Tensor grad_features, Tensor grad_logits, Tensor tokens, Tensor features, Tensor weight,
+  str pooling) -> (Tensor tokens, Tensor weight, Tensor bias, Tensor statistics)
 clip_cross_entropy(Tensor clip_logits, Tensor targets, Tensor? valid) -> Tensor
 clip_cross_entropy_backward(Tensor grad, Tensor clip_logits, Tensor targets, Tensor? valid) -> Tensor
 gradient_reversal(Tensor(a) x, Tensor lam) -> Tensor(a)

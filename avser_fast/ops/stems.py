@@ -1,4 +1,4 @@
-"""The network's stems as functions, differentiable; the blocks are made of the ops that hand batch norms to each other."""
+"""The network's stems as differentiable functions; blocks are made of ops that hand batch norms to each other."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..reference import batch_norm_affine
-from ..reference.batch_norm import Norm
+from ..reference import batch_norm_affine, rectified_affine
+from ..reference.batch_norm import Before, Norm
 from . import (
     backends,
     network,  # noqa: F401  (fake kernels and derivatives)
@@ -20,7 +20,7 @@ from .triton_kernels import register
 
 register()
 _ops = torch.ops.avser_fast
-Affine = tuple[Tensor, Tensor, Tensor]
+NOTHING: Before = (None, None, None)
 _LARGEST_SEED = 2**63 - 1
 
 
@@ -142,18 +142,20 @@ def _positions(y: Tensor) -> int:
     return y.shape[0] * y.shape[2] * y.shape[3]
 
 
-def conv_stem(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm], *, training: bool = False) -> Tensor:
-    """``reference.conv_stem``: a layer's batch norm and ReLU are done by the layer that follows."""
-    before: tuple[Any, ...] = (None, None, None)
+def open_stem(
+    x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm], *, training: bool = False
+) -> tuple[Tensor, Before]:
+    """``conv_stem`` but for its last batch norm and ReLU, which are left to ``dsc_block`` as ``before``."""
+    before: Before = NOTHING
     for weight, norm in zip(weights, norms):
         x, mean, var = strided_conv2d(x, weight, None, *before, relu=before[0] is not None)
         before = batch_norm_affine(mean, var, _positions(x), norm, training=training)
-    return F.relu(_apply(x, before))
+    return x, before
 
 
-def _apply(x: Tensor, before: Affine) -> Tensor:
-    mean, scale, shift = (v.to(torch.float32).view(1, -1, 1, 1) for v in before)
-    return ((x.float() - mean) * scale + shift).to(x.dtype)
+def conv_stem(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm], *, training: bool = False) -> Tensor:
+    """``reference.conv_stem``: a layer's batch norm and ReLU are done by the layer that follows."""
+    return rectified_affine(*open_stem(x, weights, norms, training=training), relu=True)
 
 
 def dsc_block(
@@ -171,7 +173,7 @@ def dsc_block(
     relu_first: bool = False,
     dropout: float = 0.0,
     training: bool = False,
-    before: Affine | tuple[None, None, None] = (None, None, None),
+    before: Before = NOTHING,
 ) -> Tensor:
     """``reference.dsc_block``; ``before`` is a batch norm of x that is still to be done, with a ReLU behind it
     whatever ``relu_first`` says."""

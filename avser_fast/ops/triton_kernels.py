@@ -1,4 +1,4 @@
-"""Hands CUDA tensors to ``avser_fast.triton``, which is imported at the first call; CPU tensors too when interpreting."""
+"""Hands CUDA tensors to ``avser_fast.triton``, imported at the first call; CPU tensors too when interpreting."""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 #: Batch norm as four tensors: weight, bias, running mean, running variance, each (channels,).
 Norm = Sequence[Tensor]
+#: A batch norm that is still to be done, as mean, scale and shift, each (channels,); three times None for none.
+Before = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def batch_norm(x: Tensor, norm: Norm, *, training: bool = False, momentum: float = 0.1, eps: float = 1e-5) -> Tensor:
@@ -32,7 +34,14 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def batch_norm_affine(
-    mean: Tensor, var: Tensor, count: int, norm: Norm, *, training: bool = False, momentum: float = 0.1, eps: float = 1e-5
+    mean: Tensor,
+    var: Tensor,
+    count: int,
+    norm: Norm,
+    *,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What ``batch_norm`` does to each channel, as (mean, scale, shift): x becomes (x - mean) scale + shift.
 
@@ -52,8 +61,9 @@ def batch_norm_affine(
     return mean, weight * torch.rsqrt(var + eps), bias
 
 
-def rectified_affine(x: Tensor, mean: Tensor | None, scale: Tensor | None, shift: Tensor | None, relu: bool) -> Tensor:
-    """(x - mean) scale + shift per channel (None: as it is), then ReLU if asked: what fused ops do to their input."""
+def rectified_affine(x: Tensor, before: Before, *, relu: bool) -> Tensor:
+    """(x - mean) scale + shift per channel, then ReLU if asked: what fused ops do to their input."""
+    mean, scale, shift = before
     if mean is not None:
         assert scale is not None and shift is not None
         shape = (1, -1) + (1,) * (x.dim() - 2)

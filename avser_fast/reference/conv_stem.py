@@ -25,7 +25,7 @@ def strided_conv2d(
     x: (N, in, H, W); weight: (out, in, 3, 3) or (out, in, 1, 1); bias: (out,); mean, scale, shift: (in,), the batch norm
     that the producer of x left to do.  Returns y (N, out, ceil(H / 2), ceil(W / 2)) and its ``batch_statistics``.
     """
-    x = rectified_affine(x, mean, scale, shift, relu)
+    x = rectified_affine(x, (mean, scale, shift), relu=relu)
     if weight.shape[-1] == 1:
         # Sliced, then stride 1: torch's strided 1x1 backward on channels-last tensors overruns its memory on CPUs when
         # the batch is odd and there are fewer than 8 channels (seen with 2.14).

@@ -24,7 +24,7 @@ def separable_conv2d(
     x: (N, in, H, W); depthwise: (in, 1, 3, 3); pointwise: (out, in, 1, 1); mean, scale, shift: (in,), the batch norm that
     the producer of x left to do.  Returns y (N, out, H, W) and its ``batch_statistics``.
     """
-    x = rectified_affine(x, mean, scale, shift, relu)
+    x = rectified_affine(x, (mean, scale, shift), relu=relu)
     y = F.conv2d(F.conv2d(x, depthwise, padding=1, groups=x.shape[1]), pointwise)
     return (y, *batch_statistics(y))
 
@@ -47,8 +47,8 @@ def pool_shortcut(
 
     x: (N, C, H, W); shortcut and the result: (N, C, ceil(H / 2), ceil(W / 2)); the others (C,).
     """
-    y = F.max_pool2d(rectified_affine(x, mean, scale, shift, False), kernel_size=3, stride=2, padding=1)
-    y = y + rectified_affine(shortcut, shortcut_mean, shortcut_scale, shortcut_shift, False)
+    y = F.max_pool2d(rectified_affine(x, (mean, scale, shift), relu=False), kernel_size=3, stride=2, padding=1)
+    y = y + rectified_affine(shortcut, (shortcut_mean, shortcut_scale, shortcut_shift), relu=False)
     return counted_dropout(y.permute(0, 2, 3, 1), dropout, seed).permute(0, 3, 1, 2)
 
 

@@ -1,0 +1,109 @@
+#include "common/training.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "common/dropout.h"
+
+namespace avser {
+namespace {
+
+float value_at(const void* values, Precision precision, int64_t i) {
+  if (precision == Precision::float32) return static_cast<const float*>(values)[i];
+  const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(values)[i]) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+std::vector<float> padded(const float* values, int64_t n, int64_t lanes) {
+  std::vector<float> out(round_up(n, lanes), 0.0f);
+  if (values != nullptr) std::memcpy(out.data(), values, n * sizeof(float));
+  return out;
+}
+
+}  // namespace
+
+std::vector<float> padded_floats(const void* values, Precision precision, int64_t rows, int64_t n, int64_t stride) {
+  std::vector<float> out(rows * stride, 0.0f);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < n; ++i) out[r * stride + i] = value_at(values, precision, r * n + i);
+  }
+  return out;
+}
+
+std::vector<float> transposed_floats(const void* values, Precision precision, int64_t rows, int64_t n, int64_t stride) {
+  std::vector<float> out(rows * stride, 0.0f);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < n; ++i) out[r * stride + i] = value_at(values, precision, i * rows + r);
+  }
+  return out;
+}
+
+void store_value(double value, void* to, Precision precision, int64_t i) {
+  const float rounded = static_cast<float>(value);
+  if (precision == Precision::float32) {
+    static_cast<float*>(to)[i] = rounded;
+    return;
+  }
+  uint32_t bits;
+  std::memcpy(&bits, &rounded, sizeof bits);
+  const uint32_t kept = rounded != rounded ? (bits >> 16) | 0x40 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  static_cast<uint16_t*>(to)[i] = static_cast<uint16_t>(kept);
+}
+
+Dropout dropout_of(double p, int64_t seed, uint32_t site) {
+  Dropout dropout;
+  dropout.threshold = static_cast<uint32_t>(std::nearbyint(p * 16777216.0));
+  dropout.factor = p < 1.0 ? static_cast<float>(1.0 / (1.0 - p)) : 0.0f;
+  dropout.seed = static_cast<uint64_t>(seed);
+  dropout.site = site;
+  return dropout;
+}
+
+PaddedBefore::PaddedBefore(const float* mean_of, const float* scale_of, const float* shift_of, bool relu,
+                           int64_t channels, int64_t lanes) {
+  before.relu = relu;
+  if (mean_of == nullptr) return;
+  mean = padded(mean_of, channels, lanes);
+  scale = padded(scale_of, channels, lanes);
+  shift = padded(shift_of, channels, lanes);
+  before.mean = mean.data();
+  before.scale = scale.data();
+  before.shift = shift.data();
+}
+
+BatchMoments::BatchMoments(int64_t images, int64_t stride)
+    : images_(images), stride_(stride), values_(2 * images * stride, 0.0) {}
+
+Moments BatchMoments::of(int64_t image) {
+  double* mean = values_.data() + 2 * image * stride_;
+  return {mean, mean + stride_};
+}
+
+void BatchMoments::finish(int64_t channels, int64_t count, float* mean, float* var) const {
+  for (int64_t c = 0; c < channels; ++c) {
+    double average = 0.0, squares = 0.0;
+    for (int64_t i = 0; i < images_; ++i) {
+      const double* of = values_.data() + 2 * i * stride_ + c;
+      const double apart = of[0] - average, share = 1.0 / static_cast<double>(i + 1);
+      average += apart * share;
+      squares += of[stride_] + apart * apart * share * static_cast<double>(i) * static_cast<double>(count);
+    }
+    mean[c] = static_cast<float>(average);
+    var[c] = images_ * count == 0 ? 0.0f : static_cast<float>(squares / static_cast<double>(images_ * count));
+  }
+}
+
+PaddedOutput::PaddedOutput(const MapView& grad, const MapView& y, const float* mean, const float* grad_mean,
+                           const float* grad_var, int64_t lanes)
+    : y_mean(padded(mean, y.channels, lanes)),
+      mean_term(padded(grad_mean, y.channels, lanes)),
+      var_term(padded(grad_var, y.channels, lanes)) {
+  const float count = static_cast<float>(y.n * y.positions());
+  for (float& value : mean_term) value /= count;
+  for (float& value : var_term) value *= 2.0f / count;
+  gradient = {grad, y, y_mean.data(), mean_term.data(), var_term.data()};
+}
+
+}  // namespace avser

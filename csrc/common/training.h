@@ -1,0 +1,70 @@
+// What the training ops share beside their kernels: padded copies of small arrays, fixed shares of a batch, statistics.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "common/executor.h"
+#include "common/tensor_view.h"
+#include "engine/buffer.h"
+
+namespace avser {
+
+// `values` (count, rows of n) of a precision as float rows of `stride`, zeros beyond n.
+std::vector<float> padded_floats(const void* values, Precision precision, int64_t rows, int64_t n, int64_t stride);
+// The same with rows and columns exchanged: values (n, rows) become rows of n.
+std::vector<float> transposed_floats(const void* values, Precision precision, int64_t rows, int64_t n, int64_t stride);
+void store_value(double value, void* to, Precision precision, int64_t i);
+
+// The batch norm that is still to be done, padded.
+struct PaddedBefore {
+  std::vector<float> mean, scale, shift;
+  Before before;
+  PaddedBefore(const float* mean_of, const float* scale_of, const float* shift_of, bool relu, int64_t channels,
+               int64_t lanes);
+  PaddedBefore(const PaddedBefore&) = delete;
+};
+
+// A batch in shares whose number depends on nothing but its size: sums over a share are made one image after the other,
+// and the shares are joined in their order, so that a gradient has the same bits for any number of threads.
+struct Shares {
+  static constexpr int64_t kMost = 16;
+  int64_t images, count;
+  explicit Shares(int64_t n) : images(n), count(n < kMost ? n : kMost) {}
+  int64_t begin(int64_t share) const { return images * share / count; }
+};
+
+// Runs body(item, memory) for each of `items` on the executor, with `bytes` of scratch for every worker.
+template <typename Body>
+void for_each_with_scratch(Executor& executor, int64_t items, int64_t bytes, const Body& body) {
+  std::vector<Buffer> memory(executor.threads());
+  executor.parallel_for(items, 1, [&](int64_t begin, int64_t end, int worker) {
+    Buffer& mine = memory[worker];
+    if (mine.size() < bytes) mine = Buffer(bytes);
+    for (int64_t item = begin; item < end; ++item) body(item, mine.data());
+  });
+}
+
+// Moments of every image, joined into mean and variance.
+class BatchMoments {
+ public:
+  BatchMoments(int64_t images, int64_t stride);
+  Moments of(int64_t image);
+  // Of `channels` channels, `count` values an image.
+  void finish(int64_t channels, int64_t count, float* mean, float* var) const;
+
+ private:
+  int64_t images_, stride_;
+  std::vector<double> values_;
+};
+
+// The terms of an OutputGradient that do not depend on the position, padded.
+struct PaddedOutput {
+  std::vector<float> y_mean, mean_term, var_term;
+  OutputGradient gradient;
+  PaddedOutput(const MapView& grad, const MapView& y, const float* mean, const float* grad_mean, const float* grad_var,
+               int64_t lanes);
+  PaddedOutput(const PaddedOutput&) = delete;
+};
+
+}  // namespace avser

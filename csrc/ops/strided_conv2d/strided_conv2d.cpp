@@ -1,0 +1,131 @@
+#include "ops/strided_conv2d/strided_conv2d.h"
+
+#include <cstring>
+
+#include "common/training.h"
+#include "ops/gemm/gemm_training.h"
+
+namespace avser {
+namespace {
+
+// Every other position of every other row.
+MapView halved_view(MapView view) {
+  view.height = halved(view.height);
+  view.width = halved(view.width);
+  view.stride_h *= 2;
+  view.stride_w *= 2;
+  return view;
+}
+
+struct Packed {
+  PaddedBefore before;
+  std::vector<float> weight, bias, back;
+  Buffer panels;
+  StridedConv2d op;
+
+  Packed(const StridedArguments& a, bool backward)
+      : before(a.mean, a.scale, a.shift, a.relu, a.x.channels, float_lanes(current_isa())) {
+    const int64_t lanes = float_lanes(current_isa()), in = a.x.channels, out = a.out_channels;
+    const int64_t taps = a.kernel * a.kernel, padded = round_up(in, lanes);
+    op.x = a.kernel == 1 ? halved_view(a.x) : a.x;
+    op.before = before.before;
+    op.kernel = a.kernel;
+    op.step = a.kernel == 1 ? 1 : 2;
+    op.out_channels = out;
+    op.out_height = halved(a.x.height);
+    op.out_width = halved(a.x.width);
+    op.x_stride = in < lanes ? in : padded;  // a window of few channels would be mostly padding
+    const std::vector<float> plain = padded_floats(a.weight, a.x.precision, out, in * taps, in * taps);
+    const auto pack = [&](const MatrixView& matrix, const float* added) {
+      panels = Buffer(packed_floats(matrix.n, matrix.k, lanes) * static_cast<int64_t>(sizeof(float)));
+      AVSER_PICK(gemm_training_kernels).pack(matrix, 0, gemm_panels(matrix.n, lanes), panels.as<float>());
+      return packed_weights(matrix.n, matrix.k, panels.as<float>(), added);
+    };
+    const int64_t stride = backward ? padded : op.x_stride;
+    weight.assign(out * taps * stride, 0.0f);
+    for (int64_t o = 0; o < out; ++o) {
+      for (int64_t c = 0; c < in; ++c) {
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          weight[(o * taps + tap) * stride + c] = plain[(o * in + c) * taps + tap];
+        }
+      }
+    }
+    if (backward) {
+      op.weights_back = pack({weight.data(), Precision::float32, taps * padded, out, 1, taps * padded}, nullptr);
+    } else {
+      if (a.bias != nullptr) bias = padded_floats(a.bias, a.x.precision, 1, out, round_up(out, lanes));
+      op.weights = pack({weight.data(), Precision::float32, out, taps * stride, taps * stride, 1},
+                        a.bias == nullptr ? nullptr : bias.data());
+    }
+  }
+};
+
+}  // namespace
+
+void strided_conv2d(const StridedArguments& arguments, const MapView& y, float* y_mean, float* y_var,
+                    Executor& executor) {
+  const StridedConv2dKernels& kernels = AVSER_PICK(strided_conv2d_kernels);
+  const Packed packed(arguments, false);
+  BatchMoments moments(y.n, round_up(y.channels, float_lanes(current_isa())));
+  if (y.positions() > 0) {
+    for_each_with_scratch(executor, y.n, kernels.scratch(packed.op),
+                          [&](int64_t i, char* memory) { kernels.forward(packed.op, y, i, moments.of(i), memory); });
+  }
+  moments.finish(y.channels, y.positions(), y_mean, y_var);
+}
+
+void strided_conv2d_backward(const StridedArguments& arguments, const ConvolutionGradients& out,
+                             const StridedResults& results, Executor& executor) {
+  const StridedConv2dKernels& kernels = AVSER_PICK(strided_conv2d_kernels);
+  const Packed packed(arguments, true);
+  const int64_t lanes = float_lanes(current_isa()), channels = arguments.out_channels;
+  const PaddedOutput gradient(out.grad, out.y, out.y_mean, out.grad_mean, out.grad_var, lanes);
+  const int64_t in = round_up(arguments.x.channels, lanes), padded_out = round_up(channels, lanes);
+  const int64_t n = out.y.positions() > 0 ? out.y.n : 0;
+  const Shares shares(n);
+  const bool weights = results.weight != nullptr;
+  MapView dx = results.dx;
+  if (dx.data != nullptr && arguments.kernel == 1) {
+    std::memset(dx.data, 0, dx.n * dx.positions() * dx.channels * element_bytes(dx.precision));
+    dx = halved_view(dx);
+  }
+  const int64_t segment = packed.op.segment(lanes), row = arguments.kernel * segment;
+  const int64_t small = 2 * in + padded_out, large = weights ? channels * row : 0;
+  std::vector<double> doubles(shares.count * small, 0.0);
+  std::vector<float> floats(shares.count * large, 0.0f);
+  for_each_with_scratch(executor, shares.count, kernels.backward_scratch(packed.op), [&](int64_t share, char* memory) {
+    double* mine = doubles.data() + share * small;
+    const StridedSums sums{weights ? floats.data() + share * large : nullptr, mine + 2 * in, mine, mine + in};
+    for (int64_t i = shares.begin(share); i < shares.begin(share + 1); ++i) {
+      kernels.backward(packed.op, gradient.gradient, dx, i, sums, memory);
+    }
+  });
+  const auto total = [&](int64_t at) {
+    double sum = 0.0;
+    for (int64_t share = 0; share < shares.count; ++share) sum += doubles[share * small + at];
+    return sum;
+  };
+  const Precision precision = arguments.x.precision;
+  for (int64_t c = 0; results.scale != nullptr && c < arguments.x.channels; ++c) {
+    results.scale[c] = static_cast<float>(total(c));
+    results.shift[c] = static_cast<float>(total(in + c));
+  }
+  if (!weights) return;
+  for (int64_t o = 0; o < channels; ++o) store_value(total(2 * in + o), results.bias, precision, o);
+  const int64_t kernel = arguments.kernel, stride = packed.op.x_stride;
+  for (int64_t o = 0; o < channels; ++o) {
+    for (int64_t c = 0; c < arguments.x.channels; ++c) {
+      for (int64_t ky = 0; ky < kernel; ++ky) {
+        for (int64_t kx = 0; kx < kernel; ++kx) {
+          double sum = 0.0;
+          for (int64_t share = 0; share < shares.count; ++share) {
+            sum += floats[share * large + o * row + ky * segment + kx * stride + c];
+          }
+          store_value(sum, results.weight, precision, ((o * arguments.x.channels + c) * kernel + ky) * kernel + kx);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace avser

@@ -1,0 +1,390 @@
+#include <cmath>
+
+#include "common/philox.h"
+#include "common/rows.h"
+#include "ops/gemm/gemm_training.h"
+#include "ops/gemm/row_batch.h"
+#include "ops/temporal_attention/temporal_attention_training.h"
+
+namespace avser::AVSER_ISA_NAMESPACE {
+namespace {
+
+constexpr int64_t kFloat = sizeof(float);
+constexpr int64_t kPanel = 2 * kLanes;
+enum Site : uint32_t { kWeights = 0, kProjected = 1, kHidden = 2, kSecond = 3 };
+
+Dropout at_site(const TrainedLayer& layer, Site site) {
+  Dropout dropout = layer.dropout;
+  dropout.site = site;
+  return dropout;
+}
+
+// y = x W^T (+ bias), rows [begin, end).
+void product(const GemmWeights& weights, const Rows& x, int64_t begin, int64_t end, const Rows& y, const Rows* add,
+             bool relu) {
+  RowBatch batch(weights, one_segment(weights), {Precision::float32, relu}, 0, gemm_panels(weights.n, kLanes));
+  for (int64_t r = begin; r < end; ++r) batch.push(x.row(r), y.row(r), add == nullptr ? nullptr : add->row(r));
+  batch.flush();
+}
+
+// Mean and 1 / sqrt(variance + eps) of a row.
+struct RowNorm {
+  float mean, inverse;
+  RowNorm(const float* x, int64_t width, float eps) {
+    vfloat sum{};
+    for (int64_t c = 0; c < width; c += kLanes) sum += load_part(x + c, width - c);
+    mean = lane_sum(sum) / static_cast<float>(width);
+    vfloat squares{};
+    for (int64_t c = 0; c < width; c += kLanes) {
+      vfloat away = load_part(x + c, width - c) - broadcast(mean);
+      if (width - c < kLanes) {  // the padding is no value
+        float part[kLanes] = {};
+        store_part(part, away, width - c);
+        away = load(part);
+      }
+      squares = fma(away, away, squares);
+    }
+    inverse = 1.0f / std::sqrt(lane_sum(squares) / static_cast<float>(width) + eps);
+  }
+};
+
+void normalize(const float* x, const RowNorm& norm, const float* weight, const float* bias, int64_t stride, float* y) {
+  const vfloat mean = broadcast(norm.mean), inverse = broadcast(norm.inverse);
+  for (int64_t c = 0; c < stride; c += kLanes) {
+    store(y + c, fma((load(x + c) - mean) * inverse, load(weight + c), load(bias + c)));
+  }
+}
+
+// sum = x + dropout(branch), a row.
+void add_branch(const float* x, const float* branch, int64_t width, int64_t number, const Dropout& dropout,
+                float* sum) {
+  for (int64_t c = 0; c < width; c += kLanes)
+    store(sum + c, load(x + c) + dropped(load(branch + c), number + c, dropout));
+}
+
+// Softmax weights of a clip's head, (tokens, stride): before and after dropout.
+struct HeadWeights {
+  int64_t stride;
+  float *kept, *dropped;
+};
+
+void head_weights(const TrainedLayer& layer, int64_t clip, int64_t head, const Rows& qkv, const HeadWeights& weights) {
+  const int64_t tokens = layer.tokens, size = layer.width / layer.heads, first = clip * tokens;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+  const Dropout dropout = at_site(layer, kWeights);
+  for (int64_t i = 0; i < tokens; ++i) {
+    const float* q = qkv.row(first + i) + head * size;
+    float* row = weights.kept + i * weights.stride;
+    float most = 0.0f;
+    for (int64_t j = 0; j < tokens; ++j) {
+      const float* k = qkv.row(first + j) + layer.width + head * size;
+      vfloat sum{};
+      for (int64_t c = 0; c < size; c += kLanes) sum = fma(load_part(q + c, size - c), load_part(k + c, size - c), sum);
+      row[j] = lane_sum(sum) * scale;
+      most = j == 0 ? row[0] : max_or_nan(most, row[j]);
+    }
+    for (int64_t j = tokens; j < weights.stride; ++j) row[j] = -INFINITY;
+    vfloat total{};
+    for (int64_t j = 0; j < weights.stride; j += kLanes) {
+      vfloat value = exponential(load(row + j) - broadcast(most));
+      if (tokens - j < kLanes) {
+        float part[kLanes] = {};
+        store_part(part, value, tokens - j);
+        value = load(part);
+      }
+      store(row + j, value);
+      total += value;
+    }
+    const vfloat inverse = broadcast(1.0f / lane_sum(total));
+    const int64_t number = ((clip * layer.heads + head) * tokens + i) * tokens;
+    for (int64_t j = 0; j < weights.stride; j += kLanes) {
+      const vfloat value = load(row + j) * inverse;
+      store(row + j, value);
+      store(weights.dropped + i * weights.stride + j, dropped(value, number + j, dropout));
+    }
+  }
+}
+
+// How the scratch of a block is cut.
+struct Layout {
+  int64_t weights, branch, bytes;
+  Layout(const TrainedLayer& layer, int64_t clips) {
+    const int64_t stride = round_up(layer.tokens, kLanes), rows = clips * layer.tokens;
+    const int64_t widest = layer.width > layer.hidden ? layer.width : layer.hidden;
+    weights = 0;  // kept, dropped, and the gradient of either
+    branch = weights + 3 * layer.tokens * stride * kFloat;
+    bytes = branch + 2 * rows * round_up(widest, kLanes) * kFloat;
+  }
+};
+
+int64_t scratch(const TrainedLayer& layer, int64_t clips) { return Layout(layer, clips).bytes; }
+
+// out[c] += sum over j of factors[j * step] * rows[j][c], for the columns of a head.
+AVSER_INLINE void weighted_sum(const float* factors, int64_t step, const float* rows, int64_t stride, int64_t tokens,
+                               int64_t size, float* out) {
+  for (int64_t c = 0; c < size; c += kLanes) {
+    vfloat sum{};
+    for (int64_t j = 0; j < tokens; ++j) {
+      sum = fma(broadcast(factors[j * step]), load_part(rows + j * stride + c, size - c), sum);
+    }
+    store_part(out + c, sum, size - c);
+  }
+}
+
+void forward(const TrainedLayer& layer, int64_t begin, int64_t end, const LayerValues& values, const Rows& y,
+             char* memory) {
+  const Layout layout(layer, end - begin);
+  const int64_t tokens = layer.tokens, width = layer.width, size = width / layer.heads;
+  const int64_t first = begin * tokens, last = end * tokens, stride = round_up(tokens, kLanes);
+  float* weights = reinterpret_cast<float*>(memory + layout.weights);
+  const HeadWeights of_head{stride, weights, weights + tokens * stride};
+  const int64_t widest = round_up(width > layer.hidden ? width : layer.hidden, kLanes);
+  float* scratch = reinterpret_cast<float*>(memory + layout.branch);
+  const Rows branch{scratch - first * widest, widest};
+  const Rows middle{scratch + ((last - first) - first) * widest, widest};
+  product(layer.in, values.x, first, last, values.qkv, nullptr, false);
+  for (int64_t clip = begin; clip < end; ++clip) {
+    for (int64_t head = 0; head < layer.heads; ++head) {
+      head_weights(layer, clip, head, values.qkv, of_head);
+      const float* v = values.qkv.row(clip * tokens) + 2 * width + head * size;
+      for (int64_t i = 0; i < tokens; ++i) {
+        weighted_sum(of_head.dropped + i * stride, 1, v, values.qkv.stride, tokens, size,
+                     values.mixed.row(clip * tokens + i) + head * size);
+      }
+    }
+  }
+  product(layer.out, values.mixed, first, last, branch, nullptr, false);
+  const int64_t padded = round_up(width, kLanes);
+  for (int64_t r = first; r < last; ++r) {
+    add_branch(values.x.row(r), branch.row(r), width, r * width, at_site(layer, kProjected), values.sum1.row(r));
+    normalize(values.sum1.row(r), RowNorm(values.sum1.row(r), width, layer.eps), layer.norm1_weight, layer.norm1_bias,
+              padded, middle.row(r));
+  }
+  product(layer.ff1, middle, first, last, values.hidden, nullptr, true);
+  if (layer.dropout.threshold != 0) {
+    const Dropout dropout = at_site(layer, kHidden);
+    for (int64_t r = first; r < last; ++r) {
+      float* row = values.hidden.row(r);
+      for (int64_t c = 0; c < layer.hidden; c += kLanes) {
+        store(row + c, dropped(load(row + c), r * layer.hidden + c, dropout));
+      }
+    }
+  }
+  product(layer.ff2, values.hidden, first, last, branch, nullptr, false);
+  for (int64_t r = first; r < last; ++r) {
+    add_branch(middle.row(r), branch.row(r), width, r * width, at_site(layer, kSecond), values.sum2.row(r));
+    normalize(values.sum2.row(r), RowNorm(values.sum2.row(r), width, layer.eps), layer.norm2_weight, layer.norm2_bias,
+              padded, y.row(r));
+  }
+}
+
+// Gradient of a row in front of its layer norm, and what the row adds to those of weight and bias.
+void norm_backward(const float* x, int64_t width, float eps, const float* weight, const float* grad, float* dx,
+                   float* weight_sum, float* bias_sum) {
+  const RowNorm norm(x, width, eps);
+  const vfloat mean = broadcast(norm.mean), inverse = broadcast(norm.inverse);
+  vfloat sum{}, product{};
+  for (int64_t c = 0; c < width; c += kLanes) {
+    const vfloat g = load_part(grad + c, width - c), scaled = (load(x + c) - mean) * inverse;
+    const vfloat weighted = g * load(weight + c);  // zero in the padding
+    store(weight_sum + c, fma(g, scaled, load(weight_sum + c)));
+    store(bias_sum + c, load(bias_sum + c) + g);
+    sum += weighted;
+    product = fma(weighted, scaled, product);
+  }
+  const vfloat average = broadcast(lane_sum(sum) / static_cast<float>(width));
+  const vfloat along = broadcast(lane_sum(product) / static_cast<float>(width));
+  for (int64_t c = 0; c < width; c += kLanes) {
+    const vfloat scaled = (load(x + c) - mean) * inverse;
+    const vfloat weighted = load_part(grad + c, width - c) * load(weight + c);
+    store(dx + c, (weighted - average - scaled * along) * inverse);
+  }
+}
+
+void head_backward(const TrainedLayer& layer, int64_t clip, int64_t head, const Rows& qkv, const Rows& dmixed,
+                   const Rows& dqkv, const HeadWeights& weights, float* dweights) {
+  const int64_t tokens = layer.tokens, width = layer.width, size = width / layer.heads, first = clip * tokens;
+  const int64_t stride = weights.stride;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+  const Dropout dropout = at_site(layer, kWeights);
+  head_weights(layer, clip, head, qkv, weights);
+  const float* q = qkv.row(first) + head * size;
+  const float *k = q + width, *v = q + 2 * width;
+  const float* d = dmixed.row(first) + head * size;
+  float* dq = dqkv.row(first) + head * size;
+  for (int64_t j = 0; j < tokens; ++j) {
+    weighted_sum(weights.dropped + j, stride, d, dmixed.stride, tokens, size, dq + j * dqkv.stride + 2 * width);
+  }
+  for (int64_t i = 0; i < tokens; ++i) {
+    float* row = dweights + i * stride;
+    for (int64_t j = 0; j < tokens; ++j) {
+      vfloat sum{};
+      for (int64_t c = 0; c < size; c += kLanes) {
+        const vfloat of_d = load_part(d + i * dmixed.stride + c, size - c);
+        sum = fma(of_d, load_part(v + j * qkv.stride + c, size - c), sum);
+      }
+      row[j] = lane_sum(sum);
+    }
+    for (int64_t j = tokens; j < stride; ++j) row[j] = 0.0f;
+    // Through the dropout, then the softmax; the padding has weights of zero.
+    const int64_t number = ((clip * layer.heads + head) * tokens + i) * tokens;
+    vfloat sum{};
+    for (int64_t j = 0; j < stride; j += kLanes) {
+      const vfloat value = dropped(load(row + j), number + j, dropout);
+      store(row + j, value);
+      sum = fma(value, load(weights.kept + i * stride + j), sum);
+    }
+    const vfloat total = broadcast(lane_sum(sum));
+    for (int64_t j = 0; j < stride; j += kLanes) {
+      store(row + j, (load(row + j) - total) * load(weights.kept + i * stride + j) * broadcast(scale));
+    }
+  }
+  for (int64_t i = 0; i < tokens; ++i) {
+    weighted_sum(dweights + i * stride, 1, k, qkv.stride, tokens, size, dq + i * dqkv.stride);
+    weighted_sum(dweights + i, stride, q, qkv.stride, tokens, size, dq + i * dqkv.stride + width);
+  }
+}
+
+void backward(const TrainedLayer& layer, int64_t begin, int64_t end, const LayerValues& values, const Rows& grad,
+              const Rows& dx, const LayerGradients& gradients, char* memory) {
+  const Layout layout(layer, end - begin);
+  const int64_t tokens = layer.tokens, width = layer.width, padded = round_up(width, kLanes);
+  const int64_t first = begin * tokens, last = end * tokens, stride = round_up(tokens, kLanes);
+  float* weights = reinterpret_cast<float*>(memory + layout.weights);
+  const HeadWeights of_head{stride, weights, weights + tokens * stride};
+  const int64_t widest = round_up(width > layer.hidden ? width : layer.hidden, kLanes);
+  float* scratch = reinterpret_cast<float*>(memory + layout.branch);
+  const Rows dsum{scratch - first * widest, widest};
+  const Rows other{scratch + ((last - first) - first) * widest, widest};
+  const auto norms = [&](int64_t row, int64_t which) { return gradients.norms + (row / tokens * 4 + which) * padded; };
+  for (int64_t clip = begin; clip < end; ++clip) std::memset(norms(clip * tokens, 0), 0, 4 * padded * kFloat);
+
+  const Dropout second = at_site(layer, kSecond), projected = at_site(layer, kProjected);
+  for (int64_t r = first; r < last; ++r) {
+    norm_backward(values.sum2.row(r), width, layer.eps, layer.norm2_weight, grad.row(r), dsum.row(r), norms(r, 2),
+                  norms(r, 3));
+    for (int64_t c = 0; c < width; c += kLanes) {
+      store(gradients.dsecond.row(r) + c, dropped(load(dsum.row(r) + c), r * width + c, second));
+    }
+    normalize(values.sum1.row(r), RowNorm(values.sum1.row(r), width, layer.eps), layer.norm1_weight, layer.norm1_bias,
+              padded, gradients.middle.row(r));
+  }
+  product(layer.ff2_back, gradients.dsecond, first, last, gradients.dhidden, nullptr, false);
+  const vfloat factor = broadcast(layer.dropout.threshold == 0 ? 1.0f : layer.dropout.factor);
+  for (int64_t r = first; r < last; ++r) {
+    float* row = gradients.dhidden.row(r);
+    const float* hidden = values.hidden.row(r);
+    for (int64_t c = 0; c < layer.hidden; c += kLanes) {
+      store(row + c, load(hidden + c) > vfloat{} ? load(row + c) * factor : vfloat{});
+    }
+  }
+  product(layer.ff1_back, gradients.dhidden, first, last, other, &dsum, false);
+  for (int64_t r = first; r < last; ++r) {
+    norm_backward(values.sum1.row(r), width, layer.eps, layer.norm1_weight, other.row(r), dsum.row(r), norms(r, 0),
+                  norms(r, 1));
+    for (int64_t c = 0; c < width; c += kLanes) {
+      store(gradients.dprojected.row(r) + c, dropped(load(dsum.row(r) + c), r * width + c, projected));
+    }
+  }
+  product(layer.out_back, gradients.dprojected, first, last, other, nullptr, false);
+  for (int64_t clip = begin; clip < end; ++clip) {
+    for (int64_t head = 0; head < layer.heads; ++head) {
+      head_backward(layer, clip, head, values.qkv, other, gradients.dqkv, of_head, weights + 2 * tokens * stride);
+    }
+  }
+  for (int64_t part = 0; part < 3; ++part) {
+    const Rows of_part{gradients.dqkv.data + part * width, gradients.dqkv.stride};
+    product(layer.in_back[part], of_part, first, last, dx, part == 0 ? &dsum : &dx, false);
+  }
+}
+
+// ---- gradients of the weights
+
+constexpr int64_t kDepth =
+    140;  // rows of a product of packed panels: one of `right` stays in L1 for all tiles of a strip
+constexpr int64_t kTile = Float32::kRows;
+
+int64_t tiles_of(int64_t columns) { return (columns + kTile - 1) / kTile; }
+
+int64_t strip_scratch(int64_t columns, int64_t count) {
+  const int64_t depth = count < kDepth ? count : kDepth;
+  return round_up(tiles_of(columns) * depth * kTile * kFloat, 64) + depth * static_cast<int64_t>(sizeof(float*));
+}
+
+void strip(const Rows& left, int64_t begin, int64_t end, int64_t count, const float* right, int64_t n, float* out,
+           int64_t out_stride, double* column_sums, char* memory) {
+  const int64_t most = count < kDepth ? count : kDepth, columns = round_up(n, kLanes), tiles = tiles_of(end - begin);
+  float* packed = reinterpret_cast<float*>(memory);
+  const float** pointers = reinterpret_cast<const float**>(memory + round_up(tiles * most * kTile * kFloat, 64));
+  std::memset(out, 0, (end - begin) * out_stride * kFloat);
+  for (int64_t i = begin; i < end; ++i) column_sums[i - begin] = 0.0;
+  for (int64_t first = 0; first < count; first += kDepth) {
+    const int64_t depth = count - first < kDepth ? count - first : kDepth;
+    const auto rows_of = [&](int64_t t) { return end - begin - t * kTile < kTile ? end - begin - t * kTile : kTile; };
+    for (int64_t p = 0; p < depth; ++p) {
+      const float* from = left.row(first + p) + begin;
+      for (int64_t t = 0; t < tiles; ++t) {
+        const int64_t rows = rows_of(t);
+        float* to = packed + (t * depth * kTile) + p * rows;
+        for (int64_t r = 0; r < rows; ++r) {
+          to[r] = from[t * kTile + r];
+          column_sums[t * kTile + r] += static_cast<double>(to[r]);
+        }
+      }
+    }
+    for (int64_t panel = 0; panel < columns; panel += kPanel) {
+      const int64_t width = columns - panel < kPanel ? columns - panel : kPanel;
+      const float* at = right + panel * count + first * width;
+      for (int64_t p = 0; p < depth; ++p) pointers[p] = at + p * width;
+      for (int64_t t = 0; t < tiles; ++t) {
+        gemm_training_kernels().outer(packed + t * depth * kTile, rows_of(t), pointers, 0, depth, rows_of(t), width,
+                                      out + t * kTile * out_stride + panel, out_stride);
+      }
+    }
+  }
+}
+
+void pack_rows(const Rows& x, int64_t begin, int64_t end, int64_t count, int64_t n, float* panels) {
+  const int64_t columns = round_up(n, kLanes);
+  for (int64_t panel = 0; panel < columns; panel += kPanel) {
+    const int64_t width = columns - panel < kPanel ? columns - panel : kPanel;
+    for (int64_t p = begin; p < end; ++p) {
+      float* to = panels + panel * count + p * width;
+      for (int64_t c = 0; c < width; c += kLanes) store(to + c, load_part(x.row(p) + panel + c, n - panel - c));
+    }
+  }
+}
+
+template <class Element>
+void read(const Element* x, int64_t rows, int64_t n, const Rows& to) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < n; c += kLanes) store(to.row(r) + c, load_part(x + r * n + c, n - c));
+  }
+}
+
+template <class Element>
+void write(const Rows& x, int64_t rows, int64_t n, Element* to) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < n; c += kLanes) store_part(to + r * n + c, load(x.row(r) + c), n - c);
+  }
+}
+
+void read_rows(const void* x, Precision precision, int64_t rows, int64_t n, const Rows& to) {
+  precision == Precision::bf16 ? read(static_cast<const uint16_t*>(x), rows, n, to)
+                               : read(static_cast<const float*>(x), rows, n, to);
+}
+
+void write_rows(const Rows& x, int64_t rows, int64_t n, void* to, Precision precision) {
+  precision == Precision::bf16 ? write(x, rows, n, static_cast<uint16_t*>(to))
+                               : write(x, rows, n, static_cast<float*>(to));
+}
+
+}  // namespace
+
+const LayerTrainingKernels& layer_training_kernels() {
+  static constexpr LayerTrainingKernels kernels{&scratch, &forward,   &backward,  &strip_scratch,
+                                                &strip,   &pack_rows, &read_rows, &write_rows};
+  return kernels;
+}
+
+}  // namespace avser::AVSER_ISA_NAMESPACE
