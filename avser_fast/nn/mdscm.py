@@ -44,13 +44,16 @@ class ConvStem(nn.Module):
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
 
-    def forward(self, x: Tensor, fuse: bool = False) -> tuple[Tensor, Before]:
-        """The map, and with ``fuse`` the last batch norm, which whoever reads the map still has to do."""
+    def _tensors(self) -> tuple[list[Tensor], list[tuple[Tensor, ...]]]:
         weights: list[Tensor] = [conv.weight for conv in self.convs]  # type: ignore[misc]
-        norms = [norm_tensors(norm) for norm in self.norms]  # type: ignore[arg-type]
-        if fuse:
-            return ops.open_stem(x, weights, norms, training=self.training)
-        return reference.conv_stem(x, weights, norms, training=self.training), ops.NOTHING
+        return weights, [norm_tensors(norm) for norm in self.norms]  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return reference.conv_stem(x, *self._tensors(), training=self.training)
+
+    def fused(self, x: Tensor) -> tuple[Tensor, Before]:
+        """The map and its last batch norm, which whoever reads the map still has to do."""
+        return ops.open_stem(x, *self._tensors(), training=self.training)
 
 
 class DSCBlock(nn.Module):
@@ -156,7 +159,7 @@ class MDSCMBody(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         fuse = fused(self.backend, clips)
-        x, before = self.conv_stem(clips, fuse)
+        x, before = self.conv_stem.fused(clips) if fuse else (self.conv_stem(clips), ops.NOTHING)
         for block in self.blocks:
             x, before = block(x, before, fuse), ops.NOTHING
         x = reference.to_tokens(self.attention(x, fuse))

@@ -71,7 +71,7 @@ def _missing(backend: str, x: Tensor) -> str | None:
 
 
 def why_not(backend: str, x: Tensor) -> str | None:
-    """Why ``backend`` ("cpu" or "triton") cannot run the network's ops on maps like x, in a sentence; None if it can."""
+    """Why ``backend`` ("cpu" or "triton") cannot run the network's ops on maps like x, in one sentence, or None."""
     case = TABLE[backend]
     if not case.devices:
         return f"backend '{backend}': expected TRITON_INTERPRET unset (Triton's interpreter answers for CPU tensors)"

@@ -417,7 +417,7 @@ autograd("clip_cross_entropy", _loss_grad, _loss_context)
 
 
 class _GradientReversal(torch.autograd.Function):
-    """A view whose gradient is turned around; the backward is made of torch's ops, so that it has a derivative itself."""
+    """A view whose gradient is turned around; the backward is made of torch's ops, so it has a derivative itself."""
 
     @staticmethod
     def forward(x: Tensor, lam: Tensor | float) -> Tensor:

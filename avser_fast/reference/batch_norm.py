@@ -45,8 +45,8 @@ def batch_norm_affine(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What ``batch_norm`` does to each channel, as (mean, scale, shift): x becomes (x - mean) scale + shift.
 
-    mean, var: ``batch_statistics`` of the ``count`` values per channel.  In training they are used, and enter the running
-    statistics in place (the variance unbiased, as torch does it); otherwise the running statistics are used.
+    mean, var: ``batch_statistics`` of the ``count`` values per channel.  In training they are used, and enter the
+    running statistics in place (the variance unbiased, as torch does it); otherwise the running statistics are used.
     Differentiable with respect to mean and var, which is how gradients reach the statistics.  Raises ValueError in
     training on a single value per channel.
     """

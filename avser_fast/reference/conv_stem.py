@@ -22,8 +22,8 @@ def strided_conv2d(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Convolution of stride 2, 3x3 with padding 1 or 1x1 without, on ``rectified_affine`` of its input.
 
-    x: (N, in, H, W); weight: (out, in, 3, 3) or (out, in, 1, 1); bias: (out,); mean, scale, shift: (in,), the batch norm
-    that the producer of x left to do.  Returns y (N, out, ceil(H / 2), ceil(W / 2)) and its ``batch_statistics``.
+    x: (N, in, H, W); weight: (out, in, 3, 3) or (out, in, 1, 1); bias: (out,); mean, scale, shift: (in,), the batch
+    norm that the producer of x left to do.  Returns y (N, out, ceil(H / 2), ceil(W / 2)) and its ``batch_statistics``.
     """
     x = rectified_affine(x, (mean, scale, shift), relu=relu)
     if weight.shape[-1] == 1:

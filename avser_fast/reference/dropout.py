@@ -19,7 +19,7 @@ def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox(number: Tensor, site: int, seed: int | Tensor) -> Tensor:
-    """First word of Philox 4x32 with ten rounds (Salmon et al. 2011), int64 values below 2^32 in the shape of ``number``.
+    """First word of Philox 4x32 with ten rounds (Salmon et al. 2011): int64 below 2^32, in the shape of ``number``.
 
     The counter is (number mod 2^32, 0, site, 0); the key is the seed's low and high word.
     """
@@ -36,7 +36,7 @@ def philox(number: Tensor, site: int, seed: int | Tensor) -> Tensor:
 
 
 def counted_dropout(x: Tensor, p: float, seed: int | Tensor | None, site: int = 0) -> Tensor:
-    """Dropout of x: element i in C order is kept, times 1 / (1 - p), where philox(i, site, seed) >> 8 >= p 2^24 (rounded).
+    """Dropout of x: element i in C order is kept, times 1 / (1 - p), if philox(i, site, seed) >> 8 >= round(p 2^24).
 
     ``seed`` None: torch's own dropout, with torch's generator.
     """

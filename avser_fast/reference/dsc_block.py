@@ -21,8 +21,8 @@ def separable_conv2d(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """3x3 depthwise convolution, padding 1, then 1x1, neither with a bias, on ``rectified_affine`` of the input.
 
-    x: (N, in, H, W); depthwise: (in, 1, 3, 3); pointwise: (out, in, 1, 1); mean, scale, shift: (in,), the batch norm that
-    the producer of x left to do.  Returns y (N, out, H, W) and its ``batch_statistics``.
+    x: (N, in, H, W); depthwise: (in, 1, 3, 3); pointwise: (out, in, 1, 1); mean, scale, shift: (in,), the batch norm
+    that the producer of x left to do.  Returns y (N, out, H, W) and its ``batch_statistics``.
     """
     x = rectified_affine(x, (mean, scale, shift), relu=relu)
     y = F.conv2d(F.conv2d(x, depthwise, padding=1, groups=x.shape[1]), pointwise)

@@ -39,8 +39,8 @@ def temporal_attention(
 
     in_weight: (3 D, D), query, key and value stacked; ff1_weight: (d_ff, D); ff2_weight: (D, d_ff).  Dropout acts
     on the attention weights, the hidden layer and both residual branches, with torch's generator, or with
-    ``counted_dropout`` of ``seed`` (sites 0 to 3: weights (N, heads, tokens, tokens), first branch, hidden layer, second
-    branch, each numbered in C order).
+    ``counted_dropout`` of ``seed`` (sites 0 to 3: weights (N, heads, tokens, tokens), first branch, hidden layer,
+    second branch, each numbered in C order).
     """
     rate = dropout if training else 0.0
 
