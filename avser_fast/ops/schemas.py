@@ -5,8 +5,8 @@ Importing this module needs torch and no compiler.  Fake kernels and derivatives
 ``avser_fast.triton`` on CUDA, and is that of the function of the same name in ``avser_fast.reference``.
 
 A ``*_backward`` op takes what the forward saved; ``need_input`` and ``need_weights`` say which results are wanted, and
-one that is not is an empty tensor.  Maps are (N, C, H, W), channels-last in memory when an op made them.  ``mean, scale,
-shift`` are the batch norm that the producer of a map left to its consumer (``reference.rectified_affine``); a
+one that is not is an empty tensor.  Maps are (N, C, H, W), channels-last in memory when an op made them.  ``mean,
+scale, shift`` are the batch norm that the producer of a map left to its consumer (``reference.rectified_affine``); a
 convolution returns its output and the statistics of it.
 """
 
