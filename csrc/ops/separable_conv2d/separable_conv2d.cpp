@@ -86,12 +86,11 @@ void separable_conv2d_backward(const SeparableArguments& arguments, const Convol
   }
   if (!weights) return;
   executor.parallel_for(arguments.out_channels, 16, [&](int64_t begin, int64_t end, int) {
+    std::vector<double> sums(in);
     for (int64_t o = begin; o < end; ++o) {
-      for (int64_t c = 0; c < arguments.x.channels; ++c) {
-        double sum = 0.0;
-        for (int64_t share = 0; share < shares.count; ++share) sum += floats[share * large + o * in + c];
-        store_value(sum, results.pointwise, arguments.x.precision, o * arguments.x.channels + c);
-      }
+      add_shares(floats.data() + o * in, shares.count, large, in, sums.data());
+      store_values(sums.data(), arguments.x.channels, results.pointwise, arguments.x.precision,
+                   o * arguments.x.channels);
     }
   });
 }

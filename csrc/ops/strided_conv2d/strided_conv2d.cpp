@@ -90,7 +90,9 @@ void strided_conv2d_backward(const StridedArguments& arguments, const Convolutio
     dx = halved_view(dx);
   }
   const int64_t segment = packed.op.segment(lanes), row = arguments.kernel * segment;
-  const int64_t small = 2 * in + padded_out, large = weights ? channels * row : 0;
+  const bool few = packed.op.few(lanes);
+  const int64_t windows = arguments.kernel * arguments.kernel * arguments.x.channels;
+  const int64_t small = 2 * in + padded_out, large = !weights ? 0 : few ? windows * padded_out : channels * row;
   std::vector<double> doubles(shares.count * small, 0.0);
   std::vector<float> floats(shares.count * large, 0.0f);
   for_each_with_scratch(executor, shares.count, kernels.backward_scratch(packed.op), [&](int64_t share, char* memory) {
@@ -119,7 +121,9 @@ void strided_conv2d_backward(const StridedArguments& arguments, const Convolutio
         for (int64_t kx = 0; kx < kernel; ++kx) {
           double sum = 0.0;
           for (int64_t share = 0; share < shares.count; ++share) {
-            sum += floats[share * large + o * row + ky * segment + kx * stride + c];
+            const int64_t at =
+                few ? ((ky * kernel + kx) * stride + c) * padded_out + o : o * row + ky * segment + kx * stride + c;
+            sum += floats[share * large + at];
           }
           store_value(sum, results.weight, precision, ((o * arguments.x.channels + c) * kernel + ky) * kernel + kx);
         }
