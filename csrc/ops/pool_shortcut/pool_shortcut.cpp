@@ -37,7 +37,8 @@ void pool_shortcut_backward(const PoolShortcutArguments& arguments, const MapVie
   const int64_t channels = arguments.x.channels, stride = round_up(channels, float_lanes(current_isa()));
   const Shares shares(arguments.x.n);
   std::vector<double> sums(shares.count * 4 * stride, 0.0);
-  for_each_with_scratch(executor, shares.count, 2 * image_bytes(arguments), [&](int64_t share, char* memory) {
+  const int64_t bytes = 2 * image_bytes(arguments) + 4 * stride * static_cast<int64_t>(sizeof(float));
+  for_each_with_scratch(executor, shares.count, bytes, [&](int64_t share, char* memory) {
     double* mine = sums.data() + share * 4 * stride;
     const PoolShortcutSums into{mine, mine + stride, mine + 2 * stride, mine + 3 * stride};
     for (int64_t i = shares.begin(share); i < shares.begin(share + 1); ++i) {

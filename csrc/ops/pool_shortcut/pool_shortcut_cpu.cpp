@@ -74,13 +74,16 @@ AVSER_INLINE Largest first_largest(const Largest& a, const Largest& b) {
   return {later ? b.value : a.value, later ? b.row : a.row, later ? b.column : a.column};
 }
 
+AVSER_INLINE void add(float* to, vfloat x) { store(to, load(to) + x); }
+
 template <class Element>
 void backward(const PoolShortcut& op, const MapView& grad, const MapView& dx, const MapView& dshortcut, int64_t i,
               const PoolShortcutSums& sums, float* scratch) {
   const int64_t channels = op.x.channels, stride = round_up(channels, kLanes), width = op.x.width, row = width * stride;
   float* gradient = scratch + op.x.height * row;
+  float* of_image = gradient + op.x.height * row;  // sums, added to row by row
   load_image<Element>(op, i, stride, scratch);
-  std::memset(gradient, 0, op.x.height * row * sizeof(float));
+  std::memset(gradient, 0, (op.x.height * row + 4 * stride) * sizeof(float));
   for (int64_t h = 0; h < grad.height; ++h) {
     const Window window(op.x, h);
     for (int64_t c = 0; c < channels; c += kLanes) {
@@ -123,10 +126,8 @@ void backward(const PoolShortcut& op, const MapView& grad, const MapView& dx, co
           }
         }
       }
-      for (int64_t l = 0; l < kLanes; ++l) {
-        sums.shortcut_scale[c + l] += static_cast<double>(row_scale[l]);
-        sums.shortcut_shift[c + l] += static_cast<double>(row_shift[l]);
-      }
+      add(of_image + 2 * stride + c, row_scale);
+      add(of_image + 3 * stride + c, row_shift);
     }
   }
   const bool dense = dense_rows(op.x);
@@ -145,11 +146,13 @@ void backward(const PoolShortcut& op, const MapView& grad, const MapView& dx, co
         row_scale = fma(d, x - mean, row_scale);
         store_part(to + q * channels + c, d * scale, channels - c);
       }
-      for (int64_t l = 0; l < kLanes; ++l) {
-        sums.scale[c + l] += static_cast<double>(row_scale[l]);
-        sums.shift[c + l] += static_cast<double>(row_shift[l]);
-      }
+      add(of_image + c, row_scale);
+      add(of_image + stride + c, row_shift);
     }
+  }
+  double* const into[4] = {sums.scale, sums.shift, sums.shortcut_scale, sums.shortcut_shift};
+  for (int64_t which = 0; which < 4; ++which) {
+    for (int64_t c = 0; c < stride; ++c) into[which][c] += static_cast<double>(of_image[which * stride + c]);
   }
 }
 
