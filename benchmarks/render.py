@@ -14,7 +14,7 @@ from typing import Any
 from python_training.report import compare, compare_table
 
 from .compare import OURS, Row, Table
-from .goals import START_MB, START_SECONDS, goal
+from .goals import START_MB, START_SECONDS, TRAINING_MEMORY, goal
 from .harness import plural
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,10 @@ GROUPS = {
     "whole way": "samples to probabilities",
     "log-mel": "log-mel",
     "mdscm-small": "default model",
+    "training-eager": "training step",
+    "training-compile": "training step",
 }
+EAGER = "PyTorch eager"
 PRECISIONS = ("float32", "bf16", "int8")
 SHORT = {"python_speech_features": "PSF"}
 
@@ -119,6 +122,14 @@ def remarks(tables: list[Table], files: dict[str, dict[str, Any]]) -> list[str]:
         lines.append(
             f"{memory['calls']:,} calls of mixed lengths: {series[0]:.1f} MB resident after the first twentieth, "
             f"{series[-1]:.1f} MB at the end."
+        )
+    if "training-memory" in files:
+        peak = files["training-memory"]["peak_mb"]
+        share = peak[OURS] / peak[EAGER]
+        met = "met" if share <= TRAINING_MEMORY else "not met"
+        lines.append(
+            f"A training step needs {peak[OURS]:.0f} MB beside network, optimizer and batch, {EAGER} needs "
+            f"{peak[EAGER]:.0f} MB: {share:.2f} times as much (goal {TRAINING_MEMORY:g}: {met})."
         )
     devices = {json.dumps(files[name]["device"]) for name in files if "case" in files[name]}
     for found in sorted(devices):
