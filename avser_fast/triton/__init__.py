@@ -1,0 +1,14 @@
+"""The network's ops in Triton, for CUDA tensors (and for CPU tensors in Triton's interpreter).
+
+Every function has the name and the arguments of its schema in ``avser_fast.ops.schemas`` and returns what the fake kernel
+of ``avser_fast.ops.network`` promises; ``avser_fast.ops`` registers them.  ``NOTES.md``: what each kernel should cost.
+"""
+
+from __future__ import annotations
+
+from .separable_conv2d import separable_conv2d, separable_conv2d_backward
+
+__all__ = [
+    "separable_conv2d",
+    "separable_conv2d_backward",
+]

@@ -1,0 +1,51 @@
+"""Block sizes of the kernels by shape and element type: the one place where they are chosen.
+
+They depend on nothing else (not on the GPU, not on a measurement at run time), so that results are the same bits
+everywhere.  Limits held: 163 KB of shared memory (sm_80) and 255 registers of a thread, see ``tests/test_triton.py``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from .common import cdiv, power
+
+#: Programs that a kernel with a loop of its own is split into, at most: several per multiprocessor of a large GPU.
+PROGRAMS = 1024
+
+
+class Product(NamedTuple):
+    """A product of (M, K) and (K, N): block of the result, step in K, warps."""
+
+    m: int
+    n: int
+    k: int
+    warps: int
+
+
+def convolution(columns: int, depth: int, dtype: torch.dtype) -> Product:
+    """Rows are positions, of which there are many; all columns in one block where registers allow it, so that the
+    left side, which is computed on the fly, is computed once."""
+    narrow = dtype != torch.float32
+    n = power(columns, 16, 256 if narrow else 64)
+    return Product(64, n, power(depth, 16, 32), 8 if n > 128 else 4)
+
+
+def weight_gradient(rows: int, columns: int, dtype: torch.dtype) -> Product:
+    """The product over positions that gives the gradient of a weight (rows, columns); k counts positions."""
+    narrow = dtype != torch.float32
+    m = power(rows, 16, 128 if narrow else 64)
+    return Product(m, power(columns, 16, 64 if narrow else 32), 32, 4)
+
+
+def splits(tiles: int, steps: int) -> int:
+    """Into how many runs the positions of a weight gradient are split, beside the ``tiles`` of its result."""
+    return max(1, min(steps, cdiv(256, tiles)))
+
+
+def elementwise(channels: int) -> tuple[int, int, int]:
+    """Rows, channels and warps of kernels that go through a map without a product."""
+    c = power(channels, 16, 64)
+    return 2048 // c, c, 4
