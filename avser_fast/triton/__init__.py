@@ -6,9 +6,15 @@ of ``avser_fast.ops.network`` promises; ``avser_fast.ops`` registers them.  ``NO
 
 from __future__ import annotations
 
+from .pool_shortcut import pool_shortcut, pool_shortcut_backward
 from .separable_conv2d import separable_conv2d, separable_conv2d_backward
+from .strided_conv2d import strided_conv2d, strided_conv2d_backward
 
 __all__ = [
+    "pool_shortcut",
+    "pool_shortcut_backward",
     "separable_conv2d",
     "separable_conv2d_backward",
+    "strided_conv2d",
+    "strided_conv2d_backward",
 ]

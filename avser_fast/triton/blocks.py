@@ -17,12 +17,16 @@ PROGRAMS = 1024
 
 
 class Product(NamedTuple):
-    """A product of (M, K) and (K, N): block of the result, step in K, warps."""
+    """A product of (M, K) and (K, N): block of the result, step in K, warps, stages.
+
+    One stage where a side is computed in registers from many loads: more would stage each of these through shared memory.
+    """
 
     m: int
     n: int
     k: int
     warps: int
+    stages: int = 1
 
 
 def convolution(columns: int, depth: int, dtype: torch.dtype) -> Product:
@@ -30,14 +34,14 @@ def convolution(columns: int, depth: int, dtype: torch.dtype) -> Product:
     left side, which is computed on the fly, is computed once."""
     narrow = dtype != torch.float32
     n = power(columns, 16, 256 if narrow else 64)
-    return Product(64, n, power(depth, 16, 32), 8 if n > 128 else 4)
+    return Product(64, n, power(depth, 16, 32), 8 if n > 64 or not narrow else 4)
 
 
 def weight_gradient(rows: int, columns: int, dtype: torch.dtype) -> Product:
     """The product over positions that gives the gradient of a weight (rows, columns); k counts positions."""
     narrow = dtype != torch.float32
     m = power(rows, 16, 128 if narrow else 64)
-    return Product(m, power(columns, 16, 64 if narrow else 32), 32, 4)
+    return Product(m, power(columns, 16, 64 if narrow else 32), 32, 8 if m > 64 else 4)
 
 
 def splits(tiles: int, steps: int) -> int:

@@ -91,9 +91,12 @@ def or_x(x: Tensor, value: Tensor | None) -> Tensor:
 
 
 def indexable(op: str, x: Tensor) -> None:
-    """Rows are counted in 32 bits, elements in 64."""
-    if x.numel() // max(1, x.shape[1]) >= 2**31:
-        raise BackendError(f"{op}: x: expected fewer than 2^31 positions, got {x.numel() // x.shape[1]}")
+    """Rows are counted in 32 bits, and so are elements from the first clip of a block on; elements of a map in 64."""
+    positions, clip = x.shape[0] * x.shape[2] * x.shape[3], x.shape[1] * x.shape[2] * x.shape[3]
+    if positions >= 2**31 or clip >= 2**30 or x.shape[1] >= 2**16:
+        raise BackendError(
+            f"{op}: x: expected fewer than 2^31 positions, 2^30 elements in a clip and 2^16 channels, got {tuple(x.shape)}"
+        )
 
 
 def dropout_arguments(p: float) -> tuple[int, float]:

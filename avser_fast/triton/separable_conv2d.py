@@ -40,20 +40,22 @@ from .common import (
 
 @triton.jit
 def depthwise_block(
-    x, weight, mean, scale, shift, row, M, H, W, C, channel, NORM: tl.constexpr, RELU: tl.constexpr
+    x, weight, mean, scale, shift, first, line, M, H, W, C, channel, NORM: tl.constexpr, RELU: tl.constexpr
 ):
-    """Depthwise output (rows, channels) in float32; padding is zero after the batch norm and the ReLU."""
+    """Depthwise output (lines, channels) in float32; padding is zero after the batch norm and the ReLU."""
     inside = channel < C
     average, factor, offset = load_norm(mean, scale, shift, channel, inside, NORM)
+    row = first + line
     _n, h, w = positions(row, H, W)
-    total = tl.zeros((row.shape[0], channel.shape[0]), tl.float32)
+    start = x + first.to(tl.int64) * C
+    total = tl.zeros((line.shape[0], channel.shape[0]), tl.float32)
     for tap in tl.static_range(9):
-        dy: tl.constexpr = tap // 3 - 1
-        dx: tl.constexpr = tap % 3 - 1
+        dy = tap // 3 - 1
+        dx = tap % 3 - 1
         there = (row < M) & (h + dy >= 0) & (h + dy < H) & (w + dx >= 0) & (w + dx < W)
         mask = there[:, None] & inside[None, :]
-        at = (row + (dy * W + dx)).to(tl.int64)[:, None] * C + channel[None, :]
-        value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+        at = (line + (dy * W + dx))[:, None] * C + channel[None, :]
+        value = tl.load(start + at, mask=mask, other=0.0).to(tl.float32)
         value = rectified_affine(value, average, factor, offset, NORM, RELU)
         if NORM:
             value = tl.where(mask, value, 0.0)
@@ -69,18 +71,18 @@ def forward_kernel(
 ):  # fmt: skip
     """y (M, O) = depthwise_block(x) (M, C) times pointwise^T, with the statistics of the rounded y per block of rows."""
     first = tl.program_id(0) * BLOCK_M
-    row = first + tl.arange(0, BLOCK_M)
+    line = tl.arange(0, BLOCK_M)
     out = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, C, BLOCK_K):
         channel = start + tl.arange(0, BLOCK_K)
-        left = depthwise_block(x, depthwise, mean, scale, shift, row, M, H, W, C, channel, NORM, RELU)
+        left = depthwise_block(x, depthwise, mean, scale, shift, first, line, M, H, W, C, channel, NORM, RELU)
         mask = (channel < C)[:, None] & (out < O)[None, :]
         right = tl.load(pointwise + out[None, :] * C + channel[:, None], mask=mask, other=0.0)
         acc = dot(narrow(left, x.dtype.element_ty), right, acc, PRECISION)
     rounded = narrow(acc, y.dtype.element_ty)
-    mask = (row < M)[:, None] & (out < O)[None, :]
-    tl.store(y + row.to(tl.int64)[:, None] * O + out[None, :], rounded, mask=mask)
+    mask = (line < M - first)[:, None] & (out < O)[None, :]
+    tl.store(y + first.to(tl.int64) * O + line[:, None] * O + out[None, :], rounded, mask=mask)
     store_statistics(rounded.to(tl.float32), first, M, out, out < O, part_mean, part_m2, O, BLOCK_M)
 
 
@@ -90,8 +92,12 @@ def input_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """inner (M, C), the gradient of the depthwise output: the gradient of y (M, O) times pointwise (O, C)."""
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = tl.program_id(0) * BLOCK_M
+    line = tl.arange(0, BLOCK_M)
+    there = (line < M - first)[:, None]
     channel = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    grad += first.to(tl.int64) * O
+    y += first.to(tl.int64) * O
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, O, BLOCK_K):
         out = start + tl.arange(0, BLOCK_K)
@@ -99,13 +105,13 @@ def input_kernel(
         gm = tl.load(grad_mean + out, mask=inside, other=0.0)[None, :]
         gv = tl.load(grad_var + out, mask=inside, other=0.0)[None, :]
         ym = tl.load(y_mean + out, mask=inside, other=0.0)[None, :]
-        at = row.to(tl.int64)[:, None] * O + out[None, :]
-        g = output_gradient(grad, y, at, (row < M)[:, None] & inside[None, :], gm, gv, ym, inverse_count)
+        at = line[:, None] * O + out[None, :]
+        g = output_gradient(grad, y, at, there & inside[None, :], gm, gv, ym, inverse_count)
         mask = inside[:, None] & (channel < C)[None, :]
         right = tl.load(pointwise + out[:, None] * C + channel[None, :], mask=mask, other=0.0)
         acc = dot(narrow(g, inner.dtype.element_ty), right, acc, PRECISION)
-    mask = (row < M)[:, None] & (channel < C)[None, :]
-    tl.store(inner + row.to(tl.int64)[:, None] * C + channel[None, :], narrow(acc, inner.dtype.element_ty), mask=mask)
+    at = first.to(tl.int64) * C + line[:, None] * C + channel[None, :]
+    tl.store(inner + at, narrow(acc, inner.dtype.element_ty), mask=there & (channel < C)[None, :])
 
 
 @triton.jit
@@ -123,12 +129,15 @@ def pointwise_kernel(
     gm = tl.load(grad_mean + out, mask=inside, other=0.0)[:, None]
     gv = tl.load(grad_var + out, mask=inside, other=0.0)[:, None]
     ym = tl.load(y_mean + out, mask=inside, other=0.0)[:, None]
+    line = tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for step in range(0, steps):
-        row = (run * steps + step) * BLOCK_K + tl.arange(0, BLOCK_K)
-        at = row.to(tl.int64)[None, :] * O + out[:, None]
-        g = output_gradient(grad, y, at, (row < M)[None, :] & inside[:, None], gm, gv, ym, inverse_count)
-        right = depthwise_block(x, depthwise, mean, scale, shift, row, M, H, W, C, channel, NORM, RELU)
+        first = (run * steps + step) * BLOCK_K
+        skip = first.to(tl.int64) * O
+        at = line[None, :] * O + out[:, None]
+        mask = (line < M - first)[None, :] & inside[:, None]
+        g = output_gradient(grad + skip, y + skip, at, mask, gm, gv, ym, inverse_count)
+        right = depthwise_block(x, depthwise, mean, scale, shift, first, line, M, H, W, C, channel, NORM, RELU)
         acc = dot(narrow(g, x.dtype.element_ty), narrow(right, x.dtype.element_ty), acc, PRECISION)
     at = (run.to(tl.int64) * O + out)[:, None] * C + channel[None, :]
     tl.store(partial + at, acc, mask=inside[:, None] & (channel < C)[None, :])
@@ -149,33 +158,36 @@ def depthwise_kernel(
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = channel < C
     average, factor, offset = load_norm(mean, scale, shift, channel, inside, NORM)
-    line = tl.arange(0, 16)[:, None]
+    line = tl.arange(0, BLOCK_M)
+    sum_line = tl.arange(0, 16)[:, None]
     sums = tl.zeros((16, BLOCK_C), tl.float32)
     for step in range(0, steps):
-        row = (run * steps + step) * BLOCK_M + tl.arange(0, BLOCK_M)
+        first = (run * steps + step) * BLOCK_M
+        skip = first.to(tl.int64) * C
+        row = first + line
         _n, h, w = positions(row, H, W)
         here = (row < M)[:, None] & inside[None, :]
-        at = row.to(tl.int64)[:, None] * C + channel[None, :]
-        value = tl.load(x + at, mask=here, other=0.0).to(tl.float32)
+        at = line[:, None] * C + channel[None, :]
+        value = tl.load(x + skip + at, mask=here, other=0.0).to(tl.float32)
         before = rectified_affine(value, average, factor, offset, NORM, RELU)
         total = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
         for tap in tl.static_range(9):
-            dy: tl.constexpr = 1 - tap // 3
-            dw: tl.constexpr = 1 - tap % 3
+            dy = 1 - tap // 3
+            dw = 1 - tap % 3
             there = (row < M) & (h + dy >= 0) & (h + dy < H) & (w + dw >= 0) & (w + dw < W)
-            near = (row + (dy * W + dw)).to(tl.int64)[:, None] * C + channel[None, :]
-            g = tl.load(inner + near, mask=there[:, None] & inside[None, :], other=0.0).to(tl.float32)
+            near = (line + (dy * W + dw))[:, None] * C + channel[None, :]
+            g = tl.load(inner + skip + near, mask=there[:, None] & inside[None, :], other=0.0).to(tl.float32)
             total += g * tl.load(depthwise + channel * 9 + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
-            sums += tl.where(line == tap, tl.sum(g * before, 0)[None, :], 0.0)
+            sums += tl.where(sum_line == tap, tl.sum(g * before, 0)[None, :], 0.0)
         grad, of_scale, of_shift = affine_gradient(total, value, average, factor, offset, NORM, RELU)
         if NEED_INPUT:
-            tl.store(dx + at, narrow(grad, dx.dtype.element_ty), mask=here)
+            tl.store(dx + skip + at, narrow(grad, dx.dtype.element_ty), mask=here)
         if NORM:
-            sums += tl.where(line == 9, tl.sum(tl.where(here, of_scale, 0.0), 0)[None, :], 0.0)
-            sums += tl.where(line == 10, tl.sum(tl.where(here, of_shift, 0.0), 0)[None, :], 0.0)
+            sums += tl.where(sum_line == 9, tl.sum(tl.where(here, of_scale, 0.0), 0)[None, :], 0.0)
+            sums += tl.where(sum_line == 10, tl.sum(tl.where(here, of_shift, 0.0), 0)[None, :], 0.0)
     lines: tl.constexpr = 11 if NORM else 9
-    at = tl.where(line < 9, channel[None, :] * 9 + line, line * C + channel[None, :])
-    tl.store(partial + run.to(tl.int64) * (lines * C) + at, sums, mask=inside[None, :] & (line < lines))
+    at = tl.where(sum_line < 9, channel[None, :] * 9 + sum_line, sum_line * C + channel[None, :])
+    tl.store(partial + run.to(tl.int64) * (lines * C) + at, sums, mask=inside[None, :] & (sum_line < lines))
 
 
 def separable_conv2d(
@@ -223,6 +235,7 @@ def separable_conv2d(
         BLOCK_N=block.n,
         BLOCK_K=block.k,
         num_warps=block.warps,
+        num_stages=block.stages,
     )
     return (y, *merge_statistics(part_mean, part_m2, m, block.m))
 
@@ -300,6 +313,7 @@ def separable_conv2d_backward(
                 BLOCK_N=block.n,
                 BLOCK_K=block.k,
                 num_warps=block.warps,
+                num_stages=block.stages,
             )
             sum_partials(partial, dpointwise)
         block_m, block_c, warps = blocks.elementwise(c)
