@@ -9,6 +9,7 @@ from __future__ import annotations
 from .pool_shortcut import pool_shortcut, pool_shortcut_backward
 from .separable_conv2d import separable_conv2d, separable_conv2d_backward
 from .strided_conv2d import strided_conv2d, strided_conv2d_backward
+from .temporal_attention import temporal_attention, temporal_attention_backward
 
 __all__ = [
     "pool_shortcut",
@@ -17,4 +18,6 @@ __all__ = [
     "separable_conv2d_backward",
     "strided_conv2d",
     "strided_conv2d_backward",
+    "temporal_attention",
+    "temporal_attention_backward",
 ]

@@ -53,3 +53,16 @@ def elementwise(channels: int) -> tuple[int, int, int]:
     """Rows, channels and warps of kernels that go through a map without a product."""
     c = power(channels, 16, 64)
     return 2048 // c, c, 4
+
+
+def attention(tokens: int, size: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Tokens, columns of a head at a time, and warps of the attention over one clip and head."""
+    t = power(tokens)
+    d = power(size, 16, 32 if dtype == torch.float32 or t > 64 else 64)
+    return t, d, {16: 1, 32: 2, 64: 4}.get(t, 8)
+
+
+def whole_rows(width: int) -> tuple[int, int, int]:
+    """Rows, columns and warps of kernels that reduce over a row: all its columns, about 4,096 elements at once."""
+    columns = power(width)
+    return max(1, min(16, 4096 // columns)), columns, 8 if columns >= 4096 else 4
