@@ -66,3 +66,21 @@ def whole_rows(width: int) -> tuple[int, int, int]:
     """Rows, columns and warps of kernels that reduce over a row: all its columns, about 4,096 elements at once."""
     columns = power(width)
     return max(1, min(16, 4096 // columns)), columns, 8 if columns >= 4096 else 4
+
+
+def units(hidden: int) -> tuple[int, int]:
+    """Units of a small layer, and columns of its weight at a time, that are held in registers."""
+    block = power(hidden)
+    return block, max(16, min(128, 4096 // block))
+
+
+def head(classes: int, tokens: int, width: int) -> tuple[int, int, int]:
+    """Classes, tokens and columns at a time of the emotion head."""
+    k = power(classes, 4)
+    return k, power(tokens, 4, 16), power(width, 16, max(16, min(128, 4096 // k)))
+
+
+def votes(clips: int, classes: int) -> tuple[int, int]:
+    """Clips at a time, and classes, of the loss."""
+    k = power(classes, 4)
+    return power(clips, 4, max(4, min(32, 1024 // k))), k

@@ -90,13 +90,19 @@ def or_x(x: Tensor, value: Tensor | None) -> Tensor:
     return x if value is None else value.contiguous()
 
 
-def indexable(op: str, x: Tensor) -> None:
-    """Rows are counted in 32 bits, and so are elements from the first clip of a block on; elements of a map in 64."""
-    positions, clip = x.shape[0] * x.shape[2] * x.shape[3], x.shape[1] * x.shape[2] * x.shape[3]
-    if positions >= 2**31 or clip >= 2**30 or x.shape[1] >= 2**16:
-        raise BackendError(
-            f"{op}: x: expected fewer than 2^31 positions, 2^30 elements in a clip and 2^16 channels, got {tuple(x.shape)}"
-        )
+def map_limits(op: str, n: int, c: int, h: int, w: int) -> str | None:
+    """Why maps of this shape cannot be computed: rows are counted in 32 bits, as are elements from a block's first clip
+    on; elements of a whole map in 64."""
+    if n * h * w < 2**31 and c * h * w < 2**30 and c < 2**16:
+        return None
+    most = "fewer than 2^31 positions, 2^30 elements in a clip and 2^16 channels"
+    return f"{op}: x: expected {most}, got shape {(n, c, h, w)}"
+
+
+def check_map(op: str, x: Tensor) -> None:
+    why = map_limits(op, *x.shape)
+    if why is not None:
+        raise BackendError(why)
 
 
 def dropout_arguments(p: float) -> tuple[int, float]:

@@ -14,8 +14,8 @@ from torch import Tensor
 from . import blocks
 from .common import (
     cdiv,
+    check_map,
     dropout_arguments,
-    indexable,
     kept,
     launch,
     load_norm,
@@ -157,7 +157,7 @@ def pool_shortcut(
     seed: Tensor,
 ) -> Tensor:
     """``reference.pool_shortcut``."""
-    indexable("pool_shortcut", x)
+    check_map("pool_shortcut", x)
     _, c, h, w = x.shape
     n, _, ho, wo = shortcut.shape
     out = new_map(shortcut, n, c, ho, wo)

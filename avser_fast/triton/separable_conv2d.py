@@ -16,8 +16,8 @@ from .common import (
     affine_gradient,
     below_autocast,
     cdiv,
+    check_map,
     dot,
-    indexable,
     launch,
     load_norm,
     merge_statistics,
@@ -200,7 +200,7 @@ def separable_conv2d(
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``reference.separable_conv2d``."""
-    indexable("separable_conv2d", x)
+    check_map("separable_conv2d", x)
     n, c, h, w = x.shape
     out = pointwise.shape[0]
     y = new_map(x, n, out, h, w)

@@ -15,8 +15,8 @@ from . import blocks
 from .common import (
     affine_gradient,
     cdiv,
+    check_map,
     dot,
-    indexable,
     launch,
     load_norm,
     merge_statistics,
@@ -219,7 +219,7 @@ def strided_conv2d(
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``reference.strided_conv2d``."""
-    indexable("strided_conv2d", x)
+    check_map("strided_conv2d", x)
     n, c, h, w = x.shape
     out, taps = weight.shape[0], weight.shape[2] * weight.shape[3]
     ho, wo = (h + 1) // 2, (w + 1) // 2
