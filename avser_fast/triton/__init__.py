@@ -1,8 +1,8 @@
 """The network's ops in Triton, for CUDA tensors (and for CPU tensors in Triton's interpreter).
 
-Every function has the name and the arguments of its schema in ``avser_fast.ops.schemas`` and returns what the fake kernel
-of ``avser_fast.ops.network`` promises; ``avser_fast.ops`` registers them.  Inside this package ``import triton`` is the
-real one.  ``NOTES.md``: what each kernel should cost.
+Every function has the name and the arguments of its schema in ``avser_fast.ops.schemas`` and returns what the fake
+kernel of ``avser_fast.ops.network`` promises; ``avser_fast.ops`` registers them.  Inside this package ``import triton``
+is the real one.  ``NOTES.md``: what each kernel should cost.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _layer_limits = _layer.limits
 
 
 def limits(op: str, *shape: int) -> str | None:
-    """Why ``op`` cannot run on an x of this shape, in one sentence; None if it can.  The ops raise BackendError with it."""
+    """Why ``op`` cannot run on an x of this shape, which its BackendError then says; None if it can."""
     if op == "temporal_attention":
         return _layer_limits(*shape[1:])
     return map_limits(op, *shape) if len(shape) == 4 else None

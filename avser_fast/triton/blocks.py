@@ -19,7 +19,7 @@ PROGRAMS = 1024
 class Product(NamedTuple):
     """A product of (M, K) and (K, N): block of the result, step in K, warps, stages.
 
-    One stage where a side is computed in registers from many loads: more would stage each of these through shared memory.
+    One stage where a side is computed in registers from many loads: more would take each through shared memory.
     """
 
     m: int
@@ -66,6 +66,12 @@ def whole_rows(width: int) -> tuple[int, int, int]:
     """Rows, columns and warps of kernels that reduce over a row: all its columns, about 4,096 elements at once."""
     columns = power(width)
     return max(1, min(16, 4096 // columns)), columns, 8 if columns >= 4096 else 4
+
+
+def small_map(channels: int) -> tuple[int, int, int]:
+    """The same for the maps of cs_attention: 42 positions in the published network."""
+    c = power(channels, 16, 64)
+    return 1024 // c, c, 4
 
 
 def units(hidden: int) -> tuple[int, int]:

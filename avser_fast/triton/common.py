@@ -1,8 +1,8 @@
 """What the kernels of several stems share: launching, rounding, products, prologues, sums in a fixed order.
 
 A map (N, C, H, W) is handled as the matrix of its channels-last memory: row ``(n H + h) W + w``, column ``c``.  Every
-sum over rows is made of partial sums, one per program, which ``sum_partials`` adds in a fixed order: the same inputs give
-the same bits, and no kernel uses atomics.
+sum over rows is made of partial sums, one per program, which ``sum_partials`` adds in a fixed order: the same inputs
+give the same bits, and no kernel uses atomics.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def rectified_affine(value, mean, scale, shift, NORM: tl.constexpr, RELU: tl.con
 
 @triton.jit
 def affine_gradient(grad, x, mean, scale, shift, NORM: tl.constexpr, RELU: tl.constexpr):
-    """From the gradient of ``rectified_affine(x)``: that of x, and the terms whose sums are those of scale and shift."""
+    """From the gradient of ``rectified_affine(x)``: that of x, and the terms of those of scale and shift."""
     if RELU:
         grad = tl.where(rectified_affine(x, mean, scale, shift, NORM, False) <= 0.0, 0.0, grad)
     if NORM:
@@ -189,11 +189,11 @@ def output_gradient(grad, y, offset, mask, grad_mean, grad_var, y_mean, inverse_
 
 
 @triton.jit
-def kept(seed, number, SITE: tl.constexpr, threshold):
-    """Which elements ``reference.counted_dropout`` keeps: by the first Philox word of their numbers, (2^32 wraps)."""
+def kept(seed, number, site, threshold):
+    """Which elements ``reference.counted_dropout`` keeps: by the first Philox word of their numbers modulo 2^32."""
     count = number.to(tl.uint32)
     zero = count * 0
-    word, _1, _2, _3 = tl.philox(seed, count, zero, zero + SITE, zero)
+    word, _1, _2, _3 = tl.philox(seed, count, zero, zero + site, zero)
     return (word >> 8).to(tl.int32) >= threshold
 
 
@@ -202,7 +202,7 @@ def kept(seed, number, SITE: tl.constexpr, threshold):
 
 @triton.jit
 def store_statistics(value, first_row, M, channel, inside, mean, m2, C, BLOCK_M: tl.constexpr):
-    """Mean and sum of squared deviations of the rows below M of one block: row ``first_row / BLOCK_M`` of (tiles, C)."""
+    """Mean and sum of squared deviations of one block's rows below M: row ``first_row / BLOCK_M`` of (tiles, C)."""
     there = (first_row + tl.arange(0, BLOCK_M) < M)[:, None]
     count = tl.minimum(M - first_row, BLOCK_M).to(tl.float32)
     average = tl.sum(tl.where(there, value, 0.0), 0) / count
@@ -212,11 +212,11 @@ def store_statistics(value, first_row, M, channel, inside, mean, m2, C, BLOCK_M:
     tl.store(m2 + offset, tl.sum(deviation * deviation, 0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def merge_statistics_kernel(
     part_mean, part_m2, mean, var, tiles, M, C, TILE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """Mean and biased variance of M values from those of tiles of TILE values: Chan's formula for many parts at once."""
+    """Mean and biased variance of M values from those of tiles of TILE values: Chan's formula for many parts."""
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = (channel < C)[None, :]
     total = tl.zeros((BLOCK_C,), tl.float32)
@@ -264,10 +264,8 @@ def merge_statistics(part_mean: Tensor, part_m2: Tensor, count: int, tile: int) 
 # ---- sums of partial results
 
 
-@triton.jit
-def sum_partials_kernel(
-    partial, out0, out1, out2, parts, n0, n1, n2, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr
-):
+@triton.jit(do_not_specialize=["parts"])
+def sum_partials_kernel(partial, out0, out1, out2, parts, n0, n1, n2, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr):
     """Column sums of ``partial`` (parts, n0 + n1 + n2), split over three outputs and rounded to their element types."""
     column = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
     length = n0 + n1 + n2
@@ -275,7 +273,8 @@ def sum_partials_kernel(
     for first in range(0, parts, BLOCK_P):
         part = first + tl.arange(0, BLOCK_P)
         offset = part.to(tl.int64)[:, None] * length + column[None, :]
-        total += tl.sum(tl.load(partial + offset, mask=(part < parts)[:, None] & (column < length)[None, :], other=0.0), 0)
+        mask = (part < parts)[:, None] & (column < length)[None, :]
+        total += tl.sum(tl.load(partial + offset, mask=mask, other=0.0), 0)
     tl.store(out0 + column, narrow(total, out0.dtype.element_ty), mask=column < n0)
     in1 = (column >= n0) & (column < n0 + n1)
     tl.store(out1 + (column - n0), narrow(total, out1.dtype.element_ty), mask=in1)

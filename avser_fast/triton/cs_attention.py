@@ -1,7 +1,8 @@
 """Spatial, then channel attention on maps so small that a launch costs more than their memory: few kernels, no copies.
 
-Names: maps (N, 2, P), largest and mean value of each of the P = H W positions over the channels; gate (N, P), the spatial
-sigmoid; pooled (N, 2, C), mean and largest value of each channel of x gate over the positions; channel gate (N, C).
+Names: maps (N, 2, P), largest and mean value of each of the P = H W positions over the channels; gate (N, P), the
+spatial sigmoid; pooled (N, 2, C), mean and largest value of each channel of x gate over the positions; channel gate
+(N, C).
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def hidden_sums(pooled, weight1, bias1, unit, C, R, BLOCK_K: tl.constexpr, BLOCK
 
 @triton.jit
 def channel_gate(weight2, bias2, hidden, unit, channel, C, R):
-    """Sigmoid of the MLP's second layer, and that layer's weights (channels, units); hidden is summed over both pools."""
+    """Sigmoid of the MLP's second layer, and that layer's weights (channels, units); hidden: sum over both pools."""
     mask = (channel < C)[:, None] & (unit < R)[None, :]
     weight = tl.load(weight2 + channel[:, None] * R + unit[None, :], mask=mask, other=0.0).to(tl.float32)
     score = tl.sum(weight * hidden[None, :], 1)
@@ -173,9 +174,9 @@ def mlp_backward_kernel(
 ):  # fmt: skip
     """One clip's MLP, forward and backward.
 
-    factor (N, C): channel gate; dscore (N, C): gradient before its sigmoid; hidden (N, R): sum of both rectified layers;
-    dhidden (N, 2, R): gradients before their ReLUs; dmean, dlargest (N, C): what every position of a channel, and what
-    every one of its largest values gets.
+    factor (N, C): channel gate; dscore (N, C): gradient before its sigmoid; hidden (N, R): sum of both rectified
+    layers; dhidden (N, 2, R): gradients before their ReLUs; dmean, dlargest (N, C): what every position of a channel,
+    and what every one of its largest values gets.
     """
     clip = tl.program_id(0).to(tl.int64)
     unit = tl.arange(0, BLOCK_R)
@@ -285,7 +286,7 @@ def input_kernel(
         tl.store(dx + at, narrow(g, dx.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"])
 def spatial_weight_kernel(maps, dlogit, partial, M, H, W, steps, BLOCK_M: tl.constexpr):
     """partial[run] (19): gradients of the spatial weight (2, 9) and bias over ``steps`` blocks of positions."""
     run = tl.program_id(0)
@@ -312,7 +313,7 @@ def _spatial(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     n, c, h, w = x.shape
     m = n * h * w
     maps, gate = new_wide(x, n, 2, h * w), new_wide(x, n, h * w)
-    block_m, block_c, warps = blocks.elementwise(c)
+    block_m, block_c, warps = blocks.small_map(c)
     launch(
         maps_kernel, (cdiv(m, block_m),), x, maps, m, h * w, c, BLOCK_M=block_m, BLOCK_C=block_c, num_warps=warps
     )  # fmt: skip
@@ -341,7 +342,7 @@ def cs_attention(
     spatial, channel = spatial_weight is not None, channel_weight1 is not None
     if spatial_weight is not None and spatial_bias is not None:
         _, gate = _spatial(x, spatial_weight.contiguous(), spatial_bias)
-    block_p, block_c, warps = blocks.elementwise(c)
+    block_p, block_c, warps = blocks.small_map(c)
     grid = (n, cdiv(c, block_c))
     sizes = {"SPATIAL": spatial, "BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": warps}
     if channel:
@@ -392,11 +393,11 @@ def cs_attention_backward(
     grad, x = rows(grad), rows(x)
     gate, maps, pooled, factor, dmean, dlargest = (x,) * 6
     spatial, channel = spatial_weight is not None, channel_weight1 is not None
-    block_p, block_c, warps = blocks.elementwise(c)
+    block_p, block_c, warps = blocks.small_map(c)
     grid = (n, cdiv(c, block_c))
     sizes = {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": warps}
-    spatial_grads: tuple[Tensor, ...] = (none(x), none(x))
-    channel_grads: tuple[Tensor, ...] = (none(x),) * 4
+    spatial_grads = tuple(none(x) for _ in range(2))
+    channel_grads = tuple(none(x) for _ in range(4))
     if spatial_weight is not None and spatial_bias is not None:
         spatial_weight = spatial_weight.contiguous()
         maps, gate = _spatial(x, spatial_weight, spatial_bias)

@@ -33,7 +33,7 @@ def token_moments(tokens, column, T, D, BLOCK_T: tl.constexpr):
 
 @triton.jit
 def scores(weight, value, label, column, known, F, K):
-    """What a block of features adds to the class logits; weight points at the first of ``known`` features of its kind."""
+    """What a block of features adds to the logits; weight points at the first of ``known`` features of its kind."""
     mask = (label < K)[:, None] & (column < known)[None, :]
     part = tl.load(weight + label[:, None] * F + column[None, :], mask=mask, other=0.0).to(tl.float32)
     return tl.sum(part * value[None, :], 1)

@@ -1,7 +1,8 @@
 """Batch norms of both paths, 3x3 max-pool of stride 2, sum and dropout in one kernel; two kernels backward.
 
-Backward: ``window_kernel`` finds the maxima again, writes for every window which of its nine places held it (15: dropped
-out), and has all the sums; ``input_kernel`` hands the gradients of at most four windows to each input without reading x.
+Backward: ``window_kernel`` finds the maxima again, writes for every window which of its nine places held it (15:
+dropped out), and has all the sums; ``input_kernel`` hands the gradients of at most four windows to each input without
+reading x.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def forward_kernel(
     tl.store(out + at, narrow(value, out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"])
 def window_kernel(
     grad, x, mean, scale, shift, shortcut, s_mean, s_scale, s_shift, seed, places, dshortcut, partial,
     M, H, W, HO, WO, C, steps, threshold, factor,
@@ -119,9 +120,7 @@ def window_kernel(
 
 
 @triton.jit
-def input_kernel(
-    grad, places, scale, dx, M, H, W, HO, WO, C, factor, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr
-):
+def input_kernel(grad, places, scale, dx, M, H, W, HO, WO, C, factor, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
     """dx (M, C), M = N H W: input (h, w) lies in the windows (h + 1) / 2 and, if h is odd, the one before; so for w."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)

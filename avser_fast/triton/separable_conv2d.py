@@ -65,11 +65,11 @@ def depthwise_block(
 
 @triton.jit
 def forward_kernel(
-    x, depthwise, pointwise, mean, scale, shift, y, part_mean, part_m2, M, H, W, C, O,
+    x, depthwise, pointwise, mean, scale, shift, y, part_mean, part_m2, M, H, W, C, OUT,
     NORM: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y (M, O) = depthwise_block(x) (M, C) times pointwise^T, with the statistics of the rounded y per block of rows."""
+    """y (M, OUT) = depthwise_block(x) (M, C) pointwise^T, and the statistics of the rounded y per block of rows."""
     first = tl.program_id(0) * BLOCK_M
     line = tl.arange(0, BLOCK_M)
     out = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -77,35 +77,35 @@ def forward_kernel(
     for start in range(0, C, BLOCK_K):
         channel = start + tl.arange(0, BLOCK_K)
         left = depthwise_block(x, depthwise, mean, scale, shift, first, line, M, H, W, C, channel, NORM, RELU)
-        mask = (channel < C)[:, None] & (out < O)[None, :]
+        mask = (channel < C)[:, None] & (out < OUT)[None, :]
         right = tl.load(pointwise + out[None, :] * C + channel[:, None], mask=mask, other=0.0)
         acc = dot(narrow(left, x.dtype.element_ty), right, acc, PRECISION)
     rounded = narrow(acc, y.dtype.element_ty)
-    mask = (line < M - first)[:, None] & (out < O)[None, :]
-    tl.store(y + first.to(tl.int64) * O + line[:, None] * O + out[None, :], rounded, mask=mask)
-    store_statistics(rounded.to(tl.float32), first, M, out, out < O, part_mean, part_m2, O, BLOCK_M)
+    mask = (line < M - first)[:, None] & (out < OUT)[None, :]
+    tl.store(y + first.to(tl.int64) * OUT + line[:, None] * OUT + out[None, :], rounded, mask=mask)
+    store_statistics(rounded.to(tl.float32), first, M, out, out < OUT, part_mean, part_m2, OUT, BLOCK_M)
 
 
 @triton.jit
 def input_kernel(
-    grad, y, grad_mean, grad_var, y_mean, pointwise, inner, M, C, O, inverse_count, PRECISION: tl.constexpr,
+    grad, y, grad_mean, grad_var, y_mean, pointwise, inner, M, C, OUT, inverse_count, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """inner (M, C), the gradient of the depthwise output: the gradient of y (M, O) times pointwise (O, C)."""
+    """inner (M, C), the gradient of the depthwise output: the gradient of y (M, OUT) times pointwise (OUT, C)."""
     first = tl.program_id(0) * BLOCK_M
     line = tl.arange(0, BLOCK_M)
     there = (line < M - first)[:, None]
     channel = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    grad += first.to(tl.int64) * O
-    y += first.to(tl.int64) * O
+    grad += first.to(tl.int64) * OUT
+    y += first.to(tl.int64) * OUT
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, O, BLOCK_K):
+    for start in range(0, OUT, BLOCK_K):
         out = start + tl.arange(0, BLOCK_K)
-        inside = out < O
+        inside = out < OUT
         gm = tl.load(grad_mean + out, mask=inside, other=0.0)[None, :]
         gv = tl.load(grad_var + out, mask=inside, other=0.0)[None, :]
         ym = tl.load(y_mean + out, mask=inside, other=0.0)[None, :]
-        at = line[:, None] * O + out[None, :]
+        at = line[:, None] * OUT + out[None, :]
         g = output_gradient(grad, y, at, there & inside[None, :], gm, gv, ym, inverse_count)
         mask = inside[:, None] & (channel < C)[None, :]
         right = tl.load(pointwise + out[:, None] * C + channel[None, :], mask=mask, other=0.0)
@@ -114,18 +114,18 @@ def input_kernel(
     tl.store(inner + at, narrow(acc, inner.dtype.element_ty), mask=there & (channel < C)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"])
 def pointwise_kernel(
     grad, y, grad_mean, grad_var, y_mean, x, depthwise, mean, scale, shift, partial,
-    M, H, W, C, O, steps, inverse_count,
+    M, H, W, C, OUT, steps, inverse_count,
     NORM: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """partial[run] (O, C): gradient of y, transposed, times depthwise_block(x), over ``steps`` blocks of rows."""
+    """partial[run] (OUT, C): gradient of y, transposed, times depthwise_block(x), over ``steps`` blocks of rows."""
     run = tl.program_id(0)
     out = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     channel = tl.program_id(2) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = out < O
+    inside = out < OUT
     gm = tl.load(grad_mean + out, mask=inside, other=0.0)[:, None]
     gv = tl.load(grad_var + out, mask=inside, other=0.0)[:, None]
     ym = tl.load(y_mean + out, mask=inside, other=0.0)[:, None]
@@ -133,17 +133,17 @@ def pointwise_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for step in range(0, steps):
         first = (run * steps + step) * BLOCK_K
-        skip = first.to(tl.int64) * O
-        at = line[None, :] * O + out[:, None]
+        skip = first.to(tl.int64) * OUT
+        at = line[None, :] * OUT + out[:, None]
         mask = (line < M - first)[None, :] & inside[:, None]
         g = output_gradient(grad + skip, y + skip, at, mask, gm, gv, ym, inverse_count)
         right = depthwise_block(x, depthwise, mean, scale, shift, first, line, M, H, W, C, channel, NORM, RELU)
         acc = dot(narrow(g, x.dtype.element_ty), narrow(right, x.dtype.element_ty), acc, PRECISION)
-    at = (run.to(tl.int64) * O + out)[:, None] * C + channel[None, :]
+    at = (run.to(tl.int64) * OUT + out)[:, None] * C + channel[None, :]
     tl.store(partial + at, acc, mask=inside[:, None] & (channel < C)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"])
 def depthwise_kernel(
     inner, x, depthwise, mean, scale, shift, dx, partial, M, H, W, C, steps,
     NORM: tl.constexpr, RELU: tl.constexpr, NEED_INPUT: tl.constexpr,

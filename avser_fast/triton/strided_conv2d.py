@@ -1,7 +1,7 @@
 """Convolutions of stride 2, 3x3 and 1x1, as products whose left side is gathered while they run.
 
-Columns of the gathered matrix are numbered tap-major, ``k = tap C + channel``.  Backward: ``input_kernel`` takes the four
-classes of input positions (even or odd row and column) apart, each of which meets its own taps and no others;
+Columns of the gathered matrix are numbered tap-major, ``k = tap C + channel``.  Backward: ``input_kernel`` takes the
+four classes of input positions (even or odd row and column) apart, each of which meets its own taps and no others;
 ``weight_kernel`` has the gradients of weight and bias.
 """
 
@@ -52,7 +52,7 @@ def gathered_block(
     x, mean, scale, shift, row, M, H, W, HO, WO, C, start, BLOCK_K: tl.constexpr,
     TAPS: tl.constexpr, ALIGNED: tl.constexpr, NORM: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    """Gathered matrix (rows, columns start...) in float32, zero outside the map.  ALIGNED: the columns share their tap."""
+    """Gathered matrix (rows, columns) in float32, zero outside the map.  ALIGNED: the columns share their tap."""
     k = start + tl.arange(0, BLOCK_K)
     if ALIGNED:
         dy, dx, first = column(start, C, TAPS)
@@ -78,12 +78,12 @@ def gathered_block(
 
 @triton.jit
 def forward_kernel(
-    x, weight, bias, mean, scale, shift, y, part_mean, part_m2, M, H, W, HO, WO, C, O,
+    x, weight, bias, mean, scale, shift, y, part_mean, part_m2, M, H, W, HO, WO, C, OUT,
     TAPS: tl.constexpr, ALIGNED: tl.constexpr, BIAS: tl.constexpr,
     NORM: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y (M, O), M = N HO WO, with the statistics of the rounded y per block of rows."""
+    """y (M, OUT), M = N HO WO, with the statistics of the rounded y per block of rows."""
     first = tl.program_id(0) * BLOCK_M
     row = first + tl.arange(0, BLOCK_M)
     out = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -94,21 +94,21 @@ def forward_kernel(
         )  # fmt: skip
         k = start + tl.arange(0, BLOCK_K)
         at = (k % C) * TAPS + k // C
-        mask = (k < TAPS * C)[:, None] & (out < O)[None, :]
+        mask = (k < TAPS * C)[:, None] & (out < OUT)[None, :]
         right = tl.load(weight + at[:, None] + out[None, :] * (C * TAPS), mask=mask, other=0.0)
         acc = dot(narrow(left, x.dtype.element_ty), right, acc, PRECISION)
     if BIAS:
-        acc += tl.load(bias + out, mask=out < O, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(bias + out, mask=out < OUT, other=0.0).to(tl.float32)[None, :]
     rounded = narrow(acc, y.dtype.element_ty)
-    mask = (row < M)[:, None] & (out < O)[None, :]
-    tl.store(y + row.to(tl.int64)[:, None] * O + out[None, :], rounded, mask=mask)
-    store_statistics(rounded.to(tl.float32), first, M, out, out < O, part_mean, part_m2, O, BLOCK_M)
+    mask = (row < M)[:, None] & (out < OUT)[None, :]
+    tl.store(y + row.to(tl.int64)[:, None] * OUT + out[None, :], rounded, mask=mask)
+    store_statistics(rounded.to(tl.float32), first, M, out, out < OUT, part_mean, part_m2, OUT, BLOCK_M)
 
 
 @triton.jit
 def input_kernel(
     grad, y, grad_mean, grad_var, y_mean, x, weight, mean, scale, shift, dx, partial,
-    N, H, W, HO, WO, C, O, inverse_count,
+    N, H, W, HO, WO, C, OUT, inverse_count,
     TAPS: tl.constexpr, ALIGNED: tl.constexpr, NORM: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -127,31 +127,31 @@ def input_kernel(
     inside = channel < C
     n, a, b = positions(row, tl.maximum(height, 1), tl.maximum(width, 1))  # a class may be empty
     n0 = tl.min(n, 0)
-    grad += n0.to(tl.int64) * HO * WO * O
-    y += n0.to(tl.int64) * HO * WO * O
+    grad += n0.to(tl.int64) * HO * WO * OUT
+    y += n0.to(tl.int64) * HO * WO * OUT
     taps = (1 + p) * (1 + q) if TAPS == 9 else (1 - p) * (1 - q)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, taps * O, BLOCK_K):
+    for start in range(0, taps * OUT, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         if ALIGNED:
-            tap = start // O
-            out = start - tap * O + tl.arange(0, BLOCK_K)
+            tap = start // OUT
+            out = start - tap * OUT + tl.arange(0, BLOCK_K)
         else:
-            tap = (k // O)[None, :]
-            out = k % O
+            tap = (k // OUT)[None, :]
+            out = k % OUT
         i = tap // (1 + q)
         j = tap % (1 + q)
-        known = k < taps * O
+        known = k < taps * OUT
         ho = a[:, None] + p * (1 - i)
         wo = b[:, None] + q * (1 - j)
         mask = there[:, None] & known[None, :] & (ho < HO) & (wo < WO)
         gm = tl.load(grad_mean + out, mask=known, other=0.0)[None, :]
         gv = tl.load(grad_var + out, mask=known, other=0.0)[None, :]
         ym = tl.load(y_mean + out, mask=known, other=0.0)[None, :]
-        at = (((n - n0)[:, None] * HO + ho) * WO + wo) * O + out[None, :]
+        at = (((n - n0)[:, None] * HO + ho) * WO + wo) * OUT + out[None, :]
         left = output_gradient(grad, y, at, mask, gm, gv, ym, inverse_count)
         if TAPS == 9:
-            tap = (k // O) if not ALIGNED else tap + tl.zeros((BLOCK_K,), tl.int32)
+            tap = (k // OUT) if not ALIGNED else tap + tl.zeros((BLOCK_K,), tl.int32)
             dy = (1 - p) + p * 2 * (tap // (1 + q))
             dz = (1 - q) + q * 2 * (tap % (1 + q))
             place = dy * 3 + dz
@@ -172,18 +172,18 @@ def input_kernel(
         tl.store(partial + line + C + channel, tl.sum(tl.where(mask, of_shift, 0.0), 0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"])
 def weight_kernel(
     grad, y, grad_mean, grad_var, y_mean, x, mean, scale, shift, partial,
-    M, H, W, HO, WO, C, O, steps, inverse_count,
+    M, H, W, HO, WO, C, OUT, steps, inverse_count,
     TAPS: tl.constexpr, ALIGNED: tl.constexpr, NORM: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """partial[run]: the weight's gradient (O, C, TAPS), then the bias's (O), over ``steps`` blocks of rows."""
+    """partial[run]: the weight's gradient (OUT, C, TAPS), then the bias's (OUT), over ``steps`` blocks of rows."""
     run = tl.program_id(0)
     out = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     start = tl.program_id(2) * BLOCK_N
-    inside = out < O
+    inside = out < OUT
     gm = tl.load(grad_mean + out, mask=inside, other=0.0)[:, None]
     gv = tl.load(grad_var + out, mask=inside, other=0.0)[:, None]
     ym = tl.load(y_mean + out, mask=inside, other=0.0)[:, None]
@@ -192,8 +192,8 @@ def weight_kernel(
     total = tl.zeros((BLOCK_M,), tl.float32)
     for step in range(0, steps):
         first = (run * steps + step) * BLOCK_K
-        skip = first.to(tl.int64) * O
-        at = line[None, :] * O + out[:, None]
+        skip = first.to(tl.int64) * OUT
+        at = line[None, :] * OUT + out[:, None]
         mask = (line < M - first)[None, :] & inside[:, None]
         g = output_gradient(grad + skip, y + skip, at, mask, gm, gv, ym, inverse_count)
         total += tl.sum(g, 1)
@@ -202,11 +202,11 @@ def weight_kernel(
         )  # fmt: skip
         acc = dot(narrow(g, x.dtype.element_ty), narrow(right, x.dtype.element_ty), acc, PRECISION)
     k = start + tl.arange(0, BLOCK_N)
-    partial += run.to(tl.int64) * (O * C * TAPS + O)
+    partial += run.to(tl.int64) * (OUT * C * TAPS + OUT)
     at = out[:, None] * (C * TAPS) + ((k % C) * TAPS + k // C)[None, :]
     tl.store(partial + at, acc, mask=inside[:, None] & (k < TAPS * C)[None, :])
     if tl.program_id(2) == 0:
-        tl.store(partial + O * C * TAPS + out, total, mask=inside)
+        tl.store(partial + OUT * C * TAPS + out, total, mask=inside)
 
 
 def strided_conv2d(

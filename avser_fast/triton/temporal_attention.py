@@ -24,7 +24,6 @@ from .common import (
     narrow,
     new_wide,
     none,
-    power,
     precision,
     shares,
     sum_partials,
@@ -152,10 +151,10 @@ def normalised(value, inside, D, eps):
     return apart * inverse, inverse
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["site"])
 def residual_norm_kernel(
-    branch, bias, residual, weight, shift, total, y, seed, M, D, eps, threshold, factor,
-    BRANCH: tl.constexpr, DROPOUT: tl.constexpr, SITE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    branch, bias, residual, weight, shift, total, y, seed, M, D, eps, threshold, factor, site,
+    BRANCH: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """total = residual + dropout(branch + bias); y = its layer norm.  Without BRANCH: y from a total that is there."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -167,7 +166,7 @@ def residual_norm_kernel(
         value = tl.load(branch + at, mask=mask, other=0.0).to(tl.float32)
         value += tl.load(bias + column, mask=column < D, other=0.0).to(tl.float32)[None, :]
         if DROPOUT:
-            value = tl.where(kept(tl.load(seed), at, SITE, threshold), value * factor, 0.0)
+            value = tl.where(kept(tl.load(seed), at, site, threshold), value * factor, 0.0)
         value += tl.load(residual + at, mask=mask, other=0.0).to(tl.float32)
         tl.store(total + at, narrow(value, total.dtype.element_ty), mask=mask)
     else:
@@ -178,10 +177,10 @@ def residual_norm_kernel(
     tl.store(y + at, narrow(out, y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["site", "steps"])
 def residual_norm_backward_kernel(
-    grad, total, weight, seed, dtotal, dbranch, partial, M, D, steps, eps, threshold, factor,
-    DROPOUT: tl.constexpr, SITE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    grad, total, weight, seed, dtotal, dbranch, partial, M, D, steps, eps, threshold, factor, site,
+    DROPOUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Gradients of residual (dtotal) and branch, and per run of rows those of weight, shift and bias (3, D)."""
     run = tl.program_id(0)
@@ -204,7 +203,7 @@ def residual_norm_backward_kernel(
         g = tl.where(mask, g, 0.0)
         tl.store(dtotal + at, narrow(g, dtotal.dtype.element_ty), mask=mask)
         if DROPOUT:
-            g = tl.where(kept(tl.load(seed), at, SITE, threshold), g * factor, 0.0)
+            g = tl.where(kept(tl.load(seed), at, site, threshold), g * factor, 0.0)
             tl.store(dbranch + at, narrow(g, dbranch.dtype.element_ty), mask=mask)
         of_bias += tl.sum(g, 0)
     at = run.to(tl.int64) * 3 * D + column
@@ -230,11 +229,11 @@ def hidden_kernel(
     tl.store(hidden + at, narrow(out, hidden.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["steps"])
 def hidden_backward_kernel(
     grad, hidden, dvalue, partial, M, D, steps, factor, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """Gradient before ReLU and dropout, which left a zero or multiplied by ``factor``; its sums, the bias's gradient."""
+    """Gradient before ReLU and dropout, which left a zero or multiplied by ``factor``; its sums for the bias."""
     run = tl.program_id(0)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     total = tl.zeros((BLOCK_D,), tl.float32)
@@ -299,7 +298,14 @@ class _Layer:
         )
 
     def norm(
-        self, branch: Tensor | None, bias: Tensor, residual: Tensor, weight: Tensor, shift: Tensor, total: Tensor, site: int
+        self,
+        branch: Tensor | None,
+        bias: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        shift: Tensor,
+        total: Tensor,
+        site: int,
     ) -> Tensor:
         """y of ``residual_norm_kernel``; a branch of None: total is there already."""
         y = torch.empty_like(residual)
@@ -320,9 +326,9 @@ class _Layer:
             self.eps,
             self.threshold,
             self.factor,
+            site,
             BRANCH=branch is not None,
             DROPOUT=self.dropout,
-            SITE=site,
             BLOCK_M=block_m,
             BLOCK_D=block_d,
             num_warps=warps,
@@ -332,7 +338,7 @@ class _Layer:
     def norm_backward(
         self, grad: Tensor, total: Tensor, weight: Tensor, sums: tuple[Tensor, ...], site: int
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of residual and branch; ``sums`` are filled with those of norm weight, norm bias and branch bias."""
+        """Gradients of residual and branch; fills ``sums`` with those of norm weight, norm bias and branch bias."""
         block_m, block_d, warps = blocks.whole_rows(self.width)
         steps, runs = shares(cdiv(self.m, block_m), blocks.PROGRAMS // 4)
         dtotal = torch.empty_like(total)
@@ -354,8 +360,8 @@ class _Layer:
             self.eps,
             self.threshold,
             self.factor,
+            site,
             DROPOUT=self.dropout,
-            SITE=site,
             BLOCK_M=block_m,
             BLOCK_D=block_d,
             num_warps=warps,
@@ -461,7 +467,8 @@ def temporal_attention_backward(
     dnorm1, dnorm1_bias, dnorm2, dnorm2_bias = (new_wide(x, width) for _ in range(4))
     dout_bias, dff1_bias, dff2_bias = x.new_empty((width,)), x.new_empty((inner,)), x.new_empty((width,))
 
-    d_residual, d_branch = layer.norm_backward(grad, sum2, norm2_weight.contiguous(), (dnorm2, dnorm2_bias, dff2_bias), 3)
+    sums = (dnorm2, dnorm2_bias, dff2_bias)
+    d_residual, d_branch = layer.norm_backward(grad, sum2, norm2_weight.contiguous(), sums, 3)
     d_hidden = d_branch @ ff2_weight
     dff2 = d_branch.t() @ hidden if need_weights else none(ff2_weight)
     block_m, block_d, warps = blocks.elementwise(inner)
@@ -491,7 +498,8 @@ def temporal_attention_backward(
     else:
         dff1 = none(ff1_weight)
     d_y = torch.addmm(d_residual, d_value, ff1_weight)
-    d_residual, d_branch = layer.norm_backward(d_y, sum1, norm1_weight.contiguous(), (dnorm1, dnorm1_bias, dout_bias), 1)
+    sums = (dnorm1, dnorm1_bias, dout_bias)
+    d_residual, d_branch = layer.norm_backward(d_y, sum1, norm1_weight.contiguous(), sums, 1)
     d_mixed = d_branch @ out_weight
     d_qkv = torch.empty_like(qkv)
     layer.attention(attention_backward_kernel, qkv, d_mixed, d_qkv)
