@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "avser_fast"
 
 #: A room may import rooms to its left.  Modules outside these rooms are listed with the last room that they may import.
-ORDER = ["errors", "config", "precision", "testing", "reference", "ops", "nn", "inference"]
+ORDER = ["errors", "config", "precision", "testing", "reference", "triton", "ops", "nn", "inference"]
 OUTSIDE = {
     "info": "testing",
     "av4ser": "inference",

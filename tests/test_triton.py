@@ -53,8 +53,9 @@ CASES = [
     layer(2, 128, 96, 64, 2, dropout=0.1),
     loss(8, 5, 4, votes=True),
 ]
-#: Bytes that a thread may spill: what a compiler leaves over when it aims at a round number of registers.
-SPILLS = 64
+#: Bytes that a thread may spill: what a compiler leaves over when it aims at a round number of registers; more where one
+#: program holds the attention weights of a long clip.
+SPILLS, LONG_CLIP_SPILLS = 64, 640
 
 
 def modules() -> list[Any]:
@@ -183,7 +184,8 @@ def check(launch: Launch, capability: int, capsys: pytest.CaptureFixture[str]) -
     log = capsys.readouterr().out
     spilled = re.search(r"(\d+) bytes spill stores", log)
     assert spilled is not None, f"{where}: no report of ptxas: {log}"
-    assert int(spilled.group(1)) <= SPILLS, f"{where}: {spilled.group()}"
+    most = LONG_CLIP_SPILLS if dict(launch.constants).get("BLOCK_T", 0) > 64 else SPILLS
+    assert int(spilled.group(1)) <= most, f"{where}: {spilled.group()}"
 
 
 def full_name(kernel: Any) -> str:

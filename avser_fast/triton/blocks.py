@@ -59,7 +59,7 @@ def attention(tokens: int, size: int, dtype: torch.dtype) -> tuple[int, int, int
     """Tokens, columns of a head at a time, and warps of the attention over one clip and head."""
     t = power(tokens)
     d = power(size, 16, 32 if dtype == torch.float32 or t > 64 else 64)
-    return t, d, {16: 1, 32: 2, 64: 4}.get(t, 8)
+    return t, d, {16: 1, 32: 2, 64: 8}.get(t, 16)
 
 
 def whole_rows(width: int) -> tuple[int, int, int]:
@@ -68,8 +68,8 @@ def whole_rows(width: int) -> tuple[int, int, int]:
     return max(1, min(16, 4096 // columns)), columns, 8 if columns >= 4096 else 4
 
 
-def small_map(channels: int) -> tuple[int, int, int]:
-    """The same for the maps of cs_attention: 42 positions in the published network."""
+def smaller(channels: int) -> tuple[int, int, int]:
+    """Half of that, for kernels that hold several blocks at once or have few rows (42 of a clip in cs_attention)."""
     c = power(channels, 16, 64)
     return 1024 // c, c, 4
 

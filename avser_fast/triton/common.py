@@ -93,9 +93,9 @@ def or_x(x: Tensor, value: Tensor | None) -> Tensor:
 def map_limits(op: str, n: int, c: int, h: int, w: int) -> str | None:
     """Why maps of this shape cannot be computed: rows are counted in 32 bits, as are elements from a block's first clip
     on; elements of a whole map in 64."""
-    if n * h * w < 2**31 and c * h * w < 2**30 and c < 2**16:
+    if n * h * w < 2**30 and c * h * w < 2**30 and c < 2**16:
         return None
-    most = "fewer than 2^31 positions, 2^30 elements in a clip and 2^16 channels"
+    most = "fewer than 2^30 positions, 2^30 elements in a clip and 2^16 channels"
     return f"{op}: x: expected {most}, got shape {(n, c, h, w)}"
 
 

@@ -313,7 +313,7 @@ def _spatial(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     n, c, h, w = x.shape
     m = n * h * w
     maps, gate = new_wide(x, n, 2, h * w), new_wide(x, n, h * w)
-    block_m, block_c, warps = blocks.small_map(c)
+    block_m, block_c, warps = blocks.smaller(c)
     launch(
         maps_kernel, (cdiv(m, block_m),), x, maps, m, h * w, c, BLOCK_M=block_m, BLOCK_C=block_c, num_warps=warps
     )  # fmt: skip
@@ -342,7 +342,7 @@ def cs_attention(
     spatial, channel = spatial_weight is not None, channel_weight1 is not None
     if spatial_weight is not None and spatial_bias is not None:
         _, gate = _spatial(x, spatial_weight.contiguous(), spatial_bias)
-    block_p, block_c, warps = blocks.small_map(c)
+    block_p, block_c, warps = blocks.smaller(c)
     grid = (n, cdiv(c, block_c))
     sizes = {"SPATIAL": spatial, "BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": warps}
     if channel:
@@ -393,7 +393,7 @@ def cs_attention_backward(
     grad, x = rows(grad), rows(x)
     gate, maps, pooled, factor, dmean, dlargest = (x,) * 6
     spatial, channel = spatial_weight is not None, channel_weight1 is not None
-    block_p, block_c, warps = blocks.small_map(c)
+    block_p, block_c, warps = blocks.smaller(c)
     grid = (n, cdiv(c, block_c))
     sizes = {"BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": warps}
     spatial_grads = tuple(none(x) for _ in range(2))

@@ -316,7 +316,7 @@ def separable_conv2d_backward(
                 num_stages=block.stages,
             )
             sum_partials(partial, dpointwise)
-        block_m, block_c, warps = blocks.elementwise(c)
+        block_m, block_c, warps = blocks.smaller(c)
         columns = cdiv(c, block_c)
         steps, runs = shares(cdiv(m, block_m), cdiv(blocks.PROGRAMS, columns))
         partial = new_wide(x, runs, (11 if norm else 9) * c)
