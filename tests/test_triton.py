@@ -53,8 +53,8 @@ CASES = [
     layer(2, 128, 96, 64, 2, dropout=0.1),
     loss(8, 5, 4, votes=True),
 ]
-#: Bytes that a thread may spill: what a compiler leaves over when it aims at a round number of registers; more where one
-#: program holds the attention weights of a long clip.
+#: Bytes that a thread may spill: what a compiler leaves over when it aims at a round number of registers; more where
+#: one program holds the attention weights of a long clip.
 SPILLS, LONG_CLIP_SPILLS = 64, 640
 
 
@@ -255,11 +255,8 @@ INTERPRETED = (
 )
 
 
-ARGUMENTS = ["tests/test_training_ops.py", "-k", INTERPRETED]
-
-
 def test_interpreted() -> None:
-    """The tests of the ops on the kernels, run by Triton's interpreter on the CPU; CONTRIBUTING.md has the whole run."""
+    """Tests of the ops on the kernels, run by Triton's interpreter on the CPU; CONTRIBUTING.md has the whole run."""
     done = subprocess.run(
         [
             sys.executable,
@@ -297,7 +294,7 @@ def table() -> None:
                 registers, spilled = (f.group(1) if f else "?" for f in figures)
                 blocks = {k: v for k, v in launch.constants if k.startswith("BLOCK")}
                 print(
-                    f"sm_{capability} {str(dtype)[6:]:8} {full_name(launch.kernel).removeprefix('avser_fast.triton.'):50}"
+                    f"sm_{capability} {str(dtype)[6:]:8} {full_name(launch.kernel)[len(kernels.__name__) + 1 :]:50}"
                     f" shared {compiled.metadata.shared:6} registers {registers:>3} spilled {spilled:>3} {blocks}"
                 )
 

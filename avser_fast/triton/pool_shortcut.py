@@ -212,7 +212,7 @@ def pool_shortcut_backward(
     if m == 0:
         zeros((dscale, dshift, dshortcut_scale))
         return dx, dscale, dshift, dshortcut, dshortcut_scale, dshift.clone()
-    block_m, block_c, warps = blocks.elementwise(c)
+    block_m, block_c, warps = blocks.smaller(c)
     columns = cdiv(c, block_c)
     steps, runs = shares(cdiv(m, block_m), cdiv(blocks.PROGRAMS, columns))
     grad, scale = rows(grad), scale.contiguous()
