@@ -289,6 +289,25 @@ def test_stem_and_block(training: bool, device: str) -> None:
         assert_close(ours_value, value, 1e-5, "running statistics")
 
 
+@pytest.mark.parametrize("shape", [(6, 8, 3, 1), (6, 8, 1, 3), (6, 8, 1, 1), (6, 8, 3, 2)])
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last))
+def test_batch_norm_of_narrow_maps(layout: torch.memory_format, shape: tuple[int, ...]) -> None:
+    """Gradients as ``to_tokens`` hands them back, against batch norm written out."""
+    torch.manual_seed(0)
+    n, channels, height, width = shape
+    x = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    grad = torch.randn(n, height, channels * width, dtype=torch.float64).unflatten(2, (channels, width)).transpose(1, 2)
+    norm = [torch.rand(channels, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    running = [torch.zeros(channels, dtype=torch.float64), torch.ones(channels, dtype=torch.float64)]
+    ours = torch.autograd.grad(reference.batch_norm(x, [*norm, *running], training=True), [x, *norm], grad)
+    affine = reference.batch_norm_affine(
+        *reference.batch_statistics(x), n * height * width, [*norm, *running], training=True
+    )
+    exact = torch.autograd.grad(reference.rectified_affine(x, affine, relu=False), [x, *norm], grad)
+    for found, expected, what in zip(ours, exact, ("x", "weight", "bias")):
+        assert_close(found, expected, 1e-12, what)
+
+
 def test_running_statistics_are_torchs() -> None:
     """Against torch's own module: momentum, the unbiased variance, and gradients that pass through the statistics."""
     torch.manual_seed(0)

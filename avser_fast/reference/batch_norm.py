@@ -17,7 +17,9 @@ Before = tuple[Tensor | None, Tensor | None, Tensor | None]
 def batch_norm(x: Tensor, norm: Norm, *, training: bool = False, momentum: float = 0.1, eps: float = 1e-5) -> Tensor:
     """Batch normalisation of (N, channels, ...); in training the running statistics are updated in place."""
     weight, bias, mean, var = norm
-    return F.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
+    # torch's backward on CPUs is wrong for contiguous maps of width 1 whose gradient is channels-last (seen with 2.14).
+    rows = x.flatten(2) if x.dim() == 4 and x.shape[3] == 1 else x
+    return F.batch_norm(rows, mean, var, weight, bias, training, momentum, eps).reshape(x.shape)
 
 
 def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ def frame_statistics(clips: Tensor, gate_weight: Tensor, gate_bias: Tensor, band
     derivative says little).
     """
     weights = frame_weights(clips, gate_weight, gate_bias)
-    weights = (weights / weights.sum(1, keepdim=True).clamp(min=WEIGHT_FLOOR)).view(len(clips), 1, -1, 1)
+    weights = (weights / weights.sum(1, keepdim=True).clamp(min=WEIGHT_FLOOR)).view(clips.shape[0], 1, -1, 1)
     mapped = F.linear(clips, bands)
     mean = (weights * mapped).sum(2, keepdim=True)
     variance = (weights * (mapped - mean).square()).sum(2)
