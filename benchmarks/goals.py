@@ -32,6 +32,13 @@ GOALS: dict[tuple[str, str | None, int | None, int | None], float] = {
 START_SECONDS, START_MB = 0.6, 200.0
 #: Peak memory of a training step, as a share of PyTorch eager's.
 TRAINING_MEMORY = 0.6
+#: On a GPU, 32 utterances of 5 clips (`benchmarks/gpu_check.sh`): least ratios, and the largest share of memory.
+GPU_GOALS = {
+    "step over eager AMP": 3.0,
+    "step over torch.compile": 1.5,
+    "depthwise and pointwise over cuDNN": 3.0,
+    "peak memory as a share of eager's": 0.5,
+}
 
 
 def goal(facts: dict[str, Any]) -> float | None:

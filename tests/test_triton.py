@@ -301,3 +301,10 @@ def table() -> None:
 
 if __name__ == "__main__":
     table()
+
+
+def test_the_table_knows_the_limit() -> None:
+    """What is said before the call is what the kernels take."""
+    from avser_fast.triton.temporal_attention import MOST_TOKENS
+
+    assert backends.TABLE["triton"].tokens == MOST_TOKENS

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Everything that needs an NVIDIA GPU, in one command of at most 9 minutes: builds, runs the GPU tests and the GPU
+# benchmarks, writes results and logs under the folder it is given.
+#
+#   benchmarks/gpu_check.sh OUT
+#
+# Needs torch with CUDA, triton, pytest, cmake and ninja (and nvcc for the CUDA kernels); no network.  Exit codes: 0 all
+# parts passed, 1 some failed (the others ran all the same), 2 no GPU or wrong use.
+set -uo pipefail
+if [ $# -ne 1 ]; then
+    echo "usage: benchmarks/gpu_check.sh OUT" >&2
+    exit 2
+fi
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+cd "$(dirname "$0")/.." || exit 2
+python=${PYTHON:-python3}
+if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> "$out/gpu.log"; then
+    echo "gpu_check: expected an NVIDIA GPU that torch can use, found none: nothing was run" >&2
+    exit 2
+fi
+
+limit=530 # seconds for everything
+failed=0
+# part NAME SECONDS COMMAND...: runs it with what is left of the time, keeps its output, notes the result.
+part() {
+    local name=$1 most=$2 left=$((limit - SECONDS)) begin=$SECONDS code
+    shift 2
+    [ "$left" -lt "$most" ] && most=$left
+    if [ "$most" -lt 5 ]; then
+        echo "$name: not run, the time is up" | tee -a "$out/summary.txt"
+        failed=1
+        return 1
+    fi
+    timeout "$most" "$@" > "$out/$name.log" 2>&1
+    code=$?
+    [ "$code" -eq 0 ] || failed=1
+    echo "$name: exit code $code after $((SECONDS - begin)) s" | tee -a "$out/summary.txt"
+    [ "$code" -eq 0 ] || tail -n 15 "$out/$name.log"
+    return "$code"
+}
+
+: > "$out/summary.txt"
+cuda=0
+command -v nvcc > /dev/null && cuda=1
+# Two instruction sets are enough here, and build in half the time.
+build() {
+    cmake -S . -B build/gpu -G Ninja -DAVSER_CUDA="$cuda" -DAVSER_ISAS="scalar;avx2;avx512_bf16" \
+        -DPython_EXECUTABLE="$(command -v "$python")" -DAVSER_OUTPUT_DIR="$PWD/avser_fast" &&
+        cmake --build build/gpu
+}
+export -f build
+export python cuda
+part build 240 bash -c build
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+part tests 200 "$python" -m pytest -q -x tests/test_training_ops.py tests/test_training_modes.py -k "cuda or graph" -p no:cacheprovider
+part log_mel 60 "$python" -m pytest -q tests/test_ops.py -k cuda -p no:cacheprovider
+part training 240 "$python" -m benchmarks.gpu_training "$out"
+exit "$failed"
