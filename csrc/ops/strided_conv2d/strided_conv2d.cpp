@@ -125,9 +125,10 @@ void strided_conv2d_backward(const StridedArguments& arguments, const Convolutio
     for (int64_t c = 0; c < arguments.x.channels; ++c) {
       for (int64_t ky = 0; ky < kernel; ++ky) {
         for (int64_t kx = 0; kx < kernel; ++kx) {
-          const int64_t at = few ? ((ky * kernel + kx) * stride + c) * padded_out + o
-                                 : o * row + ky * segment + kx * stride + c;
-          store_value(sums[at], results.weight, precision, ((o * arguments.x.channels + c) * kernel + ky) * kernel + kx);
+          const int64_t at =
+              few ? ((ky * kernel + kx) * stride + c) * padded_out + o : o * row + ky * segment + kx * stride + c;
+          store_value(sums[at], results.weight, precision,
+                      ((o * arguments.x.channels + c) * kernel + ky) * kernel + kx);
         }
       }
     }
