@@ -139,6 +139,7 @@ def doctor(found: dict[str, Any] | None = None) -> str:
         lines.append("precisions: " + ", ".join(f"{name} {words[how]}" for name, how in r["precisions"].items()))
     if torch_ops.get("loaded"):
         lines.append(f"torch ops: load with torch {torch_ops['torch']}, built with {torch_ops['built_with_torch']}")
+        lines += [f"  training, {why or f'backend {name!r}: runs'}" for name, why in torch_ops["absent"].items()]
     else:
         lines.append(f"torch ops: {torch_ops['error']}")
     lines.append(f"CUDA driver: {cuda['error']}" if "error" in cuda else f"CUDA driver: {cuda['driver']}")
@@ -206,9 +207,10 @@ def _torch_ops() -> dict[str, Any]:
         torch = importlib.import_module("torch")
         importlib.import_module("avser_fast.ops")  # defines the ops that the module implements
         module = importlib.import_module("avser_fast._torch_ops")
+        absent = importlib.import_module("avser_fast.ops.backends").absent()
     except Exception as error:
         return {"loaded": False, "error": f"cannot be loaded: {type(error).__name__}: {error}"}
-    return {"loaded": True, "torch": str(torch.__version__), **module.build_info()}
+    return {"loaded": True, "torch": str(torch.__version__), "absent": absent, **module.build_info()}
 
 
 def _cuda() -> dict[str, Any]:

@@ -49,6 +49,24 @@ for call in (lambda: op.log_mel(x, n_fft=500), lambda: op.frame_clips(y, 5, 50, 
         assert "expected" in str(error)
     else:
         raise AssertionError("a bad argument was accepted")
+from avser_fast import nn
+clips = torch.randn(3, 2, 1, 32, 16)
+torch.manual_seed(0)
+how = dict(mel_bands=16, clip_frames=32, stem=(4, 8), blocks=(8, 16), attention_reduction=4, encoder_heads=2, encoder_ff=8)
+model = nn.MDSCM(**how, block_dropout=0.0, encoder_dropout=0.0, backend="cpu")
+found = {}
+for backend in ("cpu", "reference"):
+    model.backend = backend
+    model.zero_grad()
+    loss = model(clips).clip_logits.square().sum()
+    loss.backward()
+    found[backend] = [loss.detach(), *(p.grad.clone() for p in model.parameters())]
+scale = max(float(g.abs().max()) for g in found["reference"])
+for a, b in zip(found["cpu"], found["reference"]):
+    assert float((a - b).abs().max()) <= 1e-4 * scale, "training step"
+with torch.autocast("cpu", torch.bfloat16):
+    model.backend = "cpu"
+    assert model(clips).clip_logits.dtype == torch.bfloat16
 print("ok: torch", torch.__version__, "runs the ops built with", torch_ops["built_with_torch"])
 """
 

@@ -93,6 +93,20 @@ def why_not(backend: str, x: Tensor, tokens: int = 0) -> str | None:
     return None if missing is None else f"backend '{backend}': expected {missing}"
 
 
+def absent() -> dict[str, str | None]:
+    """Why each backend runs nothing in this process, None for those that run their cases."""
+    from_cpu = why_not("cpu", torch.empty(0))
+    if INTERPRETED:
+        from_triton = why_not("triton", torch.empty(0))
+    elif not _HAS_TRITON:
+        from_triton = "backend 'triton': expected the package triton, which is not installed"
+    elif not torch.cuda.is_available():
+        from_triton = "backend 'triton': expected a GPU that torch can use, found none"
+    else:
+        from_triton = why_not("triton", torch.empty(0, device="cuda"))
+    return {"cpu": from_cpu, "triton": from_triton}
+
+
 def choose(backend: str, x: Tensor, tokens: int = 0) -> str:
     """The backend that runs maps like x: the one asked for, or for "auto" the first that can, the reference last.
 
