@@ -52,8 +52,8 @@ for call in (lambda: op.log_mel(x, n_fft=500), lambda: op.frame_clips(y, 5, 50, 
 from avser_fast import nn
 clips = torch.randn(3, 2, 1, 32, 16)
 torch.manual_seed(0)
-how = dict(mel_bands=16, clip_frames=32, stem=(4, 8), blocks=(8, 16), attention_reduction=4, encoder_heads=2, encoder_ff=8)
-model = nn.MDSCM(**how, block_dropout=0.0, encoder_dropout=0.0, backend="cpu")
+how = dict(mel_bands=16, clip_frames=32, stem=(4, 8), blocks=(8, 16), attention_reduction=4)
+model = nn.MDSCM(**how, encoder_heads=2, encoder_ff=8, block_dropout=0.0, encoder_dropout=0.0, backend="cpu")
 found = {}
 for backend in ("cpu", "reference"):
     model.backend = backend

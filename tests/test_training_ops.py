@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from torch import Tensor
 from torch.library import opcheck
 from training_cases import EMPTY, PUBLISHED, SMALL, Case, judge, keywords, leaves, positional, run, stem
 
-from avser_fast import ops, reference
+from avser_fast import _engine, ops, reference
 from avser_fast.errors import AvserError
 from avser_fast.ops import backends
 from avser_fast.testing import assert_close
@@ -59,6 +62,22 @@ def test_counted_dropout() -> None:
 def test_matches_reference(case: Case, device: str) -> None:
     for dtype in dtypes(device):
         judge(case, dtype, device)
+
+
+@pytest.mark.skipif(backends.INTERPRETED, reason="Triton's interpreter answers for CPU tensors")
+@pytest.mark.parametrize("isa", [isa for isa in _engine.supported_isas() if isa != _engine.cpu_isa()])
+def test_every_instruction_set(isa: str) -> None:
+    """The same cases on what this process does not run by itself."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    environment = {**os.environ, "AVSER_FAST_CPU_ISA": isa}
+    done = subprocess.run(
+        [*command, "-k", "(matches_reference and not published and cpu) or no_clips"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:]
 
 
 @pytest.mark.skipif(backends.INTERPRETED, reason="minutes in the interpreter")
