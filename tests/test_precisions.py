@@ -39,7 +39,7 @@ def make(network: MDSCM, tensors: Values, precision: str, ranges: Values | None,
 
 def in_torch(network: MDSCM, tensors: Values, clips: np.ndarray, dtype: torch.dtype, autocast: bool) -> Values:
     """Every stem as ``stop_after`` gives it, then ``features`` and ``clip_logits``, each (B, L, ...)."""
-    module = nn.MDSCM(network).eval().to(dtype)
+    module = nn.MDSCM(network, backend="reference").eval().to(dtype)
     module.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()}, strict=False)
     body, out = module.body, {}
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext():
