@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from avser_fast import nn
 from avser_fast.config import AVRE, MDSCM
 from avser_fast.testing import assert_close, max_error
-from benchmarks import accuracy, cases, compare, conftest, goals, harness, macs, memory, models, render
+from benchmarks import accuracy, cases, compare, conftest, goals, harness, macs, memory, models, render, training
 from benchmarks.compare import OURS, Contender, Row, Table
 from benchmarks.folded import FoldedMDSCM, FoldedResNet18
 from benchmarks.harness import Bench
@@ -324,9 +324,61 @@ def test_rendered_tables(results: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "PyTorch compiled was not run: slow." in details
 
 
+def test_rendered_training(tmp_path: Path) -> None:
+    """Goals are judged at the thread count that they are set for; memory is a share of the eager peer's."""
+    rows = [Row(OURS, "", 10.0, 9.0, 11.0), Row("PyTorch eager", "", 17.0, 16.0, 18.0)]
+    used = {OURS: {"step_mb": 70.0}, "PyTorch eager": {"step_mb": 100.0}}
+    facts = {**FACTS, "group": "training", "utterances": 8, "memory_mb": used}
+    tables = [Table(f"step, {n}", rows, {"PyTorch compiled": "slow"}, {**facts, "threads": n}) for n in (1, 2)]
+    Bench(tables=tables).write(tmp_path)
+    text = render.training_table(tmp_path)
+    assert "| step, 40 clips | 1 | 10 | 1.70 | not measured | **0.70** (goal 0.6: not met) |" in text
+    assert (
+        "| step, 40 clips | 2 | 10 | **1.70** (goal 1.6: met) | not measured | **0.70** (goal 0.6: not met) |" in text
+    )
+    assert "On a GPU: not measured yet" in text
+    judged = {"goal": 3.0, "measured": 3.25, "most": False, "met": True}
+    content = {
+        "gpu": {"name": "GPU 9", "torch": "2", "triton": "3", "cuda": "13"},
+        "goals": {"eager": judged, "memory": {"goal": 0.5, "measured": None, "most": True, "met": None}},
+    }
+    (tmp_path / "gpu_training.json").write_text(json.dumps(content), encoding="utf-8")
+    text = render.training_table(tmp_path)
+    assert "| eager | **3.25** | at least 3 | met |" in text and "| memory | not measured | at most 0.5 |  |" in text
+    assert "GPU 9, torch 2, triton 3, CUDA 13." in text
+
+
+def test_a_wrong_training_step_is_refused() -> None:
+    """Another clip's gradients, a gradient a little too long, and a missing one are told from rounding."""
+    given, other = training.batch(1, 2), training.batch(2, 1)
+    exact = training.truth(given)
+    check = training.check(exact)
+    loss, grads = training.stepper(training.model("cpu"))(given)
+    check((loss, grads))
+    name = "body.blocks.0.pointwise1.weight"
+    for wrong in (
+        training.stepper(training.model("cpu"))(training.Batch(given.clips, (given.targets + 1) % 4)),
+        (loss, {**grads, name: 1.001 * grads[name]}),
+        (loss, {k: v for k, v in grads.items() if k != name}),
+    ):
+        with pytest.raises(AssertionError):
+            check(wrong)
+    assert other.clips.shape[:2] == (2, 1) and other.targets.shape == (2,)
+
+
+def test_a_timed_step_changes_no_weight() -> None:
+    module = training.model("cpu")
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    step, given = training.stepper(module), training.batch(1, 2)
+    first, second = step(given), step(given)
+    assert torch.equal(first[0], second[0])
+    assert all(torch.equal(before[name], p) for name, p in module.named_parameters())
+
+
 def test_nothing_measured_is_said(tmp_path: Path) -> None:
     assert render.speed_table(tmp_path) == "Not measured yet."
     assert "Not measured yet." in render.details(tmp_path)
+    assert render.training_table(tmp_path).startswith("Not measured on a CPU yet.")
 
 
 def test_the_page_of_results_comes_from_the_files() -> None:
