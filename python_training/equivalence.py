@@ -48,7 +48,7 @@ FUSED = "fused"
 
 def members() -> dict[str, Settings]:
     """The networks that are trained, without dropout: the reference draws its masks otherwise than the ops do."""
-    nothing = {"block_dropout": 0.0, "encoder_dropout": 0.0, "statistics_dropout": 0.0}
+    nothing: dict[str, Any] = {"block_dropout": 0.0, "encoder_dropout": 0.0, "statistics_dropout": 0.0}
     small = load_settings("mdscm-small", {f"network.{k}": v for k, v in nothing.items()})
     network = MDSCM(
         in_channels=3, stem=(8, 16), blocks=(24, 32), attention_reduction=8, encoder_layers=1, encoder_ff=64, **nothing

@@ -101,8 +101,10 @@ def assert_same(found: Step, expected: Step, tolerance: float = 0.0) -> None:
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    threads = torch.get_num_threads()
+    threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False  # the reference on a GPU, in whole float32
     yield
+    torch.backends.cudnn.allow_tf32 = tf32
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
     torch.compiler.reset()
