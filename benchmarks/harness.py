@@ -75,6 +75,7 @@ class Bench:
     peers: str = "default"
     full: bool = False
     tables: list[Table] = field(default_factory=list)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # other figures, by the name of their file
 
     def needs(self, case: str, facts: dict[str, Any]) -> None:
         """End the test where this process cannot run the case as it is meant; the table says so."""
@@ -121,8 +122,10 @@ class Bench:
         return table
 
     def write(self, folder: Path) -> None:
-        """One file per case."""
+        """One file per case, and what else was measured."""
         folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files.items():
+            write_result(folder / f"{name}.json", content)
         for table in self.tables:
             write_result(folder / file_name(table.case), dataclasses.asdict(table))
 

@@ -14,7 +14,7 @@ from typing import Any
 from python_training.report import compare, compare_table
 
 from .compare import OURS, Row, Table
-from .goals import START_MB, START_SECONDS, TRAINING, TRAINING_MEMORY, TRAINING_THREADS, goal
+from .goals import START_MB, START_SECONDS, TRAINING_MEMORY, goal
 from .harness import plural
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,10 @@ GROUPS = {
     "whole way": "samples to probabilities",
     "log-mel": "log-mel",
     "mdscm-small": "default model",
+    "training-eager": "training step",
+    "training-compile": "training step",
 }
+EAGER = "PyTorch eager"
 PRECISIONS = ("float32", "bf16", "int8")
 SHORT = {"python_speech_features": "PSF"}
 
@@ -102,61 +105,6 @@ def speed_table(folder: Path = SPEED) -> str:
     return "\n".join(lines)
 
 
-def at_least(found: float | None, wanted: float | None, most: bool = False) -> str:
-    """'1.60 (goal 1.5: met)'; with ``most`` the goal is an upper one."""
-    if found is None:
-        return "not measured"
-    if wanted is None:
-        return f"{found:.2f}"
-    met = found <= wanted if most else found >= wanted
-    return f"**{found:.2f}** (goal {wanted:g}: {'met' if met else 'not met'})"
-
-
-def training_table(folder: Path = SPEED) -> str:
-    """Training steps: ours, how many times as long each peer takes, our memory as a share of the eager peer's."""
-    tables, files = read(folder)
-    shown = [table for table in tables if table.facts["group"] == "training"]
-    lines = ["Not measured on a CPU yet."]
-    if shown:
-        peers = " | ".join(TRAINING)
-        lines = [
-            f"| CPU, float32 | threads | avser_fast, ms | {peers} | memory, of {next(iter(TRAINING))}'s |",
-            "|---|---|---|" + "---|" * (len(TRAINING) + 1),
-        ]
-    for table in shown:
-        facts, ours = table.facts, table.ours
-        strict = facts["threads"] == TRAINING_THREADS
-        ratios = {row.name: table.ratio(row) for row in table.peers}
-        used = facts["memory_mb"]
-        eager = next(iter(TRAINING))
-        share = used[OURS]["step_mb"] / used[eager]["step_mb"] if OURS in used and eager in used else None
-        cells = [
-            table.case.split(",")[0] + f", {5 * facts['utterances']} clips",
-            str(facts["threads"]),
-            "not run" if ours is None else milliseconds(ours.median_ms),
-            *(at_least(ratios.get(name), wanted if strict else None) for name, wanted in TRAINING.items()),
-            at_least(share, TRAINING_MEMORY, most=True),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", *gpu_lines(files)]
-    return "\n".join(lines)
-
-
-def gpu_lines(files: dict[str, dict[str, Any]]) -> list[str]:
-    """What ``gpu_training.json`` holds, or that nobody ran it."""
-    if "gpu_training" not in files:
-        return ["On a GPU: not measured yet (`benchmarks/gpu_check.sh`)."]
-    content = files["gpu_training"]
-    lines = ["| GPU | measured | goal | |", "|---|---|---|---|"]
-    for name, judged in content["goals"].items():
-        found, sign = judged["measured"], "at most" if judged["most"] else "at least"
-        shown = "not measured" if found is None else f"**{found:.2f}**"
-        verdict = "" if found is None else "met" if judged["met"] else "not met"
-        lines.append(f"| {name} | {shown} | {sign} {judged['goal']:g} | {verdict} |")
-    gpu = content["gpu"]
-    return [*lines, "", f"{gpu['name']}, torch {gpu['torch']}, triton {gpu['triton']}, CUDA {gpu['cuda']}."]
-
-
 def remarks(tables: list[Table], files: dict[str, dict[str, Any]]) -> list[str]:
     """Start-up, memory, device and versions as sentences."""
     lines = []
@@ -174,6 +122,14 @@ def remarks(tables: list[Table], files: dict[str, dict[str, Any]]) -> list[str]:
         lines.append(
             f"{memory['calls']:,} calls of mixed lengths: {series[0]:.1f} MB resident after the first twentieth, "
             f"{series[-1]:.1f} MB at the end."
+        )
+    if "training-memory" in files:
+        peak = files["training-memory"]["peak_mb"]
+        share = peak[OURS] / peak[EAGER]
+        met = "met" if share <= TRAINING_MEMORY else "not met"
+        lines.append(
+            f"A training step needs {peak[OURS]:.0f} MB beside network, optimizer and batch, {EAGER} needs "
+            f"{peak[EAGER]:.0f} MB: {share:.2f} times as much (goal {TRAINING_MEMORY:g}: {met})."
         )
     devices = {json.dumps(files[name]["device"]) for name in files if "case" in files[name]}
     for found in sorted(devices):
@@ -249,8 +205,8 @@ def accuracy_table(folder: Path = ACCURACY) -> str:
 
 
 def rendered(text: str) -> str:
-    """README's text with its tables replaced."""
-    for name, table in (("speed", speed_table()), ("training", training_table()), ("accuracy", accuracy_table())):
+    """README's text with both tables replaced."""
+    for name, table in (("speed", speed_table()), ("accuracy", accuracy_table())):
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         if not re.search(pattern, text, flags=re.S):
             raise ValueError(f"README.md: expected the marks <!-- {name} --> and <!-- /{name} -->")

@@ -1,57 +1,88 @@
-"""A training step of the published network on the CPU, and the memory that it needs."""
+"""A training step on the CPU: the published network, 8 utterances of 5 clips, forward, loss, backward and SGD.
+
+Loss and gradients of every contender are compared with those of the float64 reference before anything is timed, without
+dropout, whose masks differ; the timed steps have the published dropout.
+"""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import pytest
 
-from . import training
-from .cases import CLIPS
-from .compare import OURS
-from .harness import Bench, plural
-from .peers import Peers
-from .training import COMPILED, EAGER, UTTERANCES
+torch = pytest.importorskip("torch")
 
-ROOT = Path(__file__).resolve().parents[1]
+from . import training  # noqa: E402
+from .cases import CLIPS  # noqa: E402
+from .compare import OURS  # noqa: E402
+from .harness import Bench, plural  # noqa: E402
+from .macs import mdscm_macs  # noqa: E402
+from .peers import Peers  # noqa: E402
+
+UTTERANCES = 8
+GROUPS = {training.EAGER: "training-eager", training.COMPILED: "training-compile"}
 
 
-def memory(contender: str, threads: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.training", contender, str(threads)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)  # type: ignore[no-any-return]
+@lru_cache(maxsize=1)
+def _exact() -> dict[str, Any]:
+    return training.exact(UTTERANCES)
+
+
+def _contender(name: str) -> Any:
+    """The timed step, after its twin without dropout has shown that the gradients are right."""
+    tolerance = training.TOLERANCE if name == OURS else training.PEER_TOLERANCE
+    training.check_gradients(training.Step(name, UTTERANCES, dropout=False).gradients(), _exact(), tolerance)
+    return training.Step(name, UTTERANCES).run
+
+
+def _finite(loss: Any) -> None:
+    assert bool(torch.isfinite(loss)), f"expected a finite loss, got {loss}"
+
+
+def _step_macs() -> int:
+    """Forward, gradient of the input and of the weights; the first layer's input has no gradient."""
+    network = training.NETWORK
+    first = (
+        ((network.clip_frames + 1) // 2) * ((network.mel_bands + 1) // 2) * 9 * network.in_channels * network.stem[0]
+    )
+    return UTTERANCES * CLIPS * (3 * mdscm_macs(network) - first)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_step(benchmark: Any, bench: Bench, threads: int) -> None:
-    import torch
-
+@pytest.mark.parametrize("peer", GROUPS)
+def test_step(benchmark: Any, bench: Bench, peer: str, threads: int) -> None:
     case = (
-        f"training step of mdscm-published, {plural(UTTERANCES, 'utterance')} of {CLIPS} clips, float32, "
-        f"{plural(threads, 'thread')}"
+        f"training step beside {peer}, {UTTERANCES} utterances of {CLIPS} clips, float32, {plural(threads, 'thread')}"
     )
-    facts: dict[str, Any] = {"group": "training", "precision": "float32", "threads": threads, "utterances": UTTERANCES}
+    facts = {
+        "group": GROUPS[peer],
+        "precision": "float32",
+        "threads": threads,
+        "utterances": UTTERANCES,
+        "macs": _step_macs(),
+    }
     bench.needs(case, facts)
-    torch.set_num_threads(threads)
-    given = training.batch()
-    exact = training.truth(given)
-    check = training.check(exact, training.PEERS_GRADIENT)
-    peers = Peers()
-    peers.best(EAGER, training.settings(EAGER, given, ("channels-last", "contiguous")), check, "torch")
-    if bench.peers == "all":
-        peers.best(COMPILED, training.settings(COMPILED, given), check, "torch")
-    else:
-        peers.missing[COMPILED] = "takes long to start, measured with --peers all"
-    measured = [OURS, *(c.name for c in peers.contenders)]
-    facts["memory_mb"] = {name: memory(name, threads) for name in measured}
+    with training.torch_threads(threads):
+        peers = Peers()
+        peers.add(peer, lambda: _contender(peer), _finite, "torch")
+        bench.measure(benchmark, case, lambda: _contender(OURS), _finite, peers, facts)
 
-    def ours() -> Any:
-        step = training.stepper_of(OURS)
-        return lambda: step(given)
 
-    bench.measure(benchmark, case, ours, training.check(exact), peers, facts)
+def peak_mb(name: str) -> float:
+    """Peak memory of a contender's steps, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.training", name, str(UTTERANCES)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return float(done.stdout)
+
+
+def test_memory(benchmark: Any, bench: Bench) -> None:
+    if not bench.full:
+        pytest.skip("peak memory is measured with --full or --results")
+    found = {name: peak_mb(name) for name in (OURS, training.EAGER)}
+    bench.files["training-memory"] = {"utterances": UTTERANCES, "clips": CLIPS, "peak_mb": found}
+    benchmark.extra_info["peak_mb"] = found
+    benchmark.pedantic(peak_mb, args=(OURS,), rounds=1)

@@ -6,10 +6,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import mmap
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,20 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from avser_fast import nn
 from avser_fast.config import AVRE, MDSCM
 from avser_fast.testing import assert_close, max_error
-from benchmarks import (
-    accuracy,
-    cases,
-    compare,
-    conftest,
-    goals,
-    gpu_training,
-    harness,
-    macs,
-    memory,
-    models,
-    render,
-    training,
-)
+from benchmarks import accuracy, cases, compare, conftest, goals, harness, macs, memory, models, render
 from benchmarks.compare import OURS, Contender, Row, Table
 from benchmarks.folded import FoldedMDSCM, FoldedResNet18
 from benchmarks.harness import Bench
@@ -339,105 +324,9 @@ def test_rendered_tables(results: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "PyTorch compiled was not run: slow." in details
 
 
-def test_rendered_training(tmp_path: Path) -> None:
-    """Goals are judged at the thread count that they are set for; memory is a share of the eager peer's."""
-    rows = [Row(OURS, "", 10.0, 9.0, 11.0), Row("PyTorch eager", "", 17.0, 16.0, 18.0)]
-    used = {OURS: {"step_mb": 70.0}, "PyTorch eager": {"step_mb": 100.0}}
-    facts = {**FACTS, "group": "training", "utterances": 8, "memory_mb": used}
-    tables = [Table(f"step, {n}", rows, {"PyTorch compiled": "slow"}, {**facts, "threads": n}) for n in (1, 2)]
-    Bench(tables=tables).write(tmp_path)
-    text = render.training_table(tmp_path)
-    assert "| step, 40 clips | 1 | 10 | 1.70 | not measured | **0.70** (goal 0.6: not met) |" in text
-    assert (
-        "| step, 40 clips | 2 | 10 | **1.70** (goal 1.6: met) | not measured | **0.70** (goal 0.6: not met) |" in text
-    )
-    assert "On a GPU: not measured yet" in text
-    judged = {"goal": 3.0, "measured": 3.25, "most": False, "met": True}
-    content = {
-        "gpu": {"name": "GPU 9", "torch": "2", "triton": "3", "cuda": "13"},
-        "goals": {"eager": judged, "memory": {"goal": 0.5, "measured": None, "most": True, "met": None}},
-    }
-    (tmp_path / "gpu_training.json").write_text(json.dumps(content), encoding="utf-8")
-    text = render.training_table(tmp_path)
-    assert "| eager | **3.25** | at least 3 | met |" in text and "| memory | not measured | at most 0.5 |  |" in text
-    assert "GPU 9, torch 2, triton 3, CUDA 13." in text
-
-
-def test_a_wrong_training_step_is_refused() -> None:
-    """Another clip's gradients, a gradient a little too long, and a missing one are told from rounding."""
-    given, other = training.batch(1, 2), training.batch(2, 1)
-    exact = training.truth(given)
-    check = training.check(exact)
-    loss, grads = training.stepper(training.model("cpu"))(given)
-    check((loss, grads))
-    name = "body.blocks.0.pointwise1.weight"
-    for wrong in (
-        training.stepper(training.model("cpu"))(training.Batch(given.clips, (given.targets + 1) % 4)),
-        (loss, {**grads, name: 1.001 * grads[name]}),
-        (loss, {k: v for k, v in grads.items() if k != name}),
-    ):
-        with pytest.raises(AssertionError):
-            check(wrong)
-    assert other.clips.shape[:2] == (2, 1) and other.targets.shape == (2,)
-
-
-def test_a_timed_step_changes_no_weight() -> None:
-    module = training.model("cpu")
-    before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    step, given = training.stepper(module), training.batch(1, 2)
-    first, second = step(given), step(given)
-    assert torch.equal(first[0], second[0])
-    assert all(torch.equal(before[name], p) for name, p in module.named_parameters())
-
-
-def test_the_benchmark_of_a_gpu_runs_its_way_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything but CUDA graphs: checks, turns, goals from what was measured."""
-    monkeypatch.setattr(gpu_training, "CONVOLUTIONS", ((8, 16, 6, 5),))
-    step = gpu_training.step_part("cpu", utterances=2, count=2, rounds=1, calls=1)
-    assert set(step["times"]) == {OURS, "PyTorch eager"} and step["share_of_allowed_error"][OURS] <= 1
-    assert step["times"][OURS]["turns"] == 1
-    convolution = gpu_training.convolution_part("cpu", images=2, rounds=1, calls=1)
-    assert set(convolution["cases"][0]["times"]) == {OURS, "cuDNN, channels-last", "cuDNN, contiguous"}
-    nothing = gpu_training.goals({"step": {"failed": "x"}})
-    assert len(nothing) == 4 and {v["measured"] for v in nothing.values()} == {None}
-    times = {n: {"median_ms": v} for n, v in ((OURS, 5.0), (gpu_training.CAPTURED, 2.0), ("PyTorch eager", 7.0))}
-    used = {OURS: 30.0, "PyTorch eager": 100.0}
-    compiled = {**times, "PyTorch compiled, a": {"median_ms": 4.0}, "PyTorch compiled, b": {"median_ms": 2.5}}
-    parts = {"step": {"times": times, "memory_mb": used}, "compiled": {"times": compiled}, "convolution": convolution}
-    found = {n: (v["measured"], v["met"]) for n, v in gpu_training.goals(parts).items()}
-    assert found["training step, PyTorch eager, times as long as ours"] == (3.5, True)
-    assert found["training step, PyTorch compiled, times as long as ours"] == (1.25, False)
-    assert found["memory of a step, share of PyTorch eager's"] == (0.3, True)
-
-
-def test_errors_beyond_autocasts_are_refused() -> None:
-    given = gpu_training.clips("cpu", 2, 2)
-    exact = gpu_training.stepper(training.model("reference").double(), gpu_training._double(given), torch.float32)()
-    eager = gpu_training.stepper(gpu_training.model("reference", "cpu"), given, torch.bfloat16)()
-    allowed = gpu_training.errors(eager, exact)
-    assert 0 < gpu_training.judge(eager, exact, allowed) <= 0.5
-    name = "body.blocks.1.pointwise2.weight"
-    wrong = {**eager[1], name: -eager[1][name]}
-    with pytest.raises(AssertionError, match=name):
-        gpu_training.judge((eager[0], wrong), exact, allowed)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: benchmarks/gpu_check.sh runs it")
-def test_without_a_gpu_that_is_said_in_a_sentence(tmp_path: Path) -> None:
-    script = [str(render.ROOT / "benchmarks" / "gpu_check.sh"), str(tmp_path / "out")]
-    module = [sys.executable, "-m", "benchmarks.gpu_training", str(tmp_path / "out")]
-    for command in (script, module):
-        done = subprocess.run(
-            command, cwd=render.ROOT, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True
-        )
-        assert done.returncode == 2, done.stderr
-        assert done.stdout.count("\n") == 1 and "expected an NVIDIA GPU" in done.stdout and not done.stderr
-
-
 def test_nothing_measured_is_said(tmp_path: Path) -> None:
     assert render.speed_table(tmp_path) == "Not measured yet."
     assert "Not measured yet." in render.details(tmp_path)
-    assert render.training_table(tmp_path).startswith("Not measured on a CPU yet.")
 
 
 def test_the_page_of_results_comes_from_the_files() -> None:

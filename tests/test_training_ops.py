@@ -328,3 +328,23 @@ def test_running_statistics_are_torchs() -> None:
         torch.autograd.grad((theirs * weight).sum(), [x, module.weight, module.bias]),
     ):
         assert_close(mine, torchs, 1e-11)
+
+
+def test_the_table_of_backends() -> None:
+    """Each reason in one sentence, before anything runs; "auto" falls back to the reference, by name."""
+    clips = torch.ones(1, 1, 8, 8)
+    here = "triton" if backends.INTERPRETED else "cpu"
+    assert backends.choose("auto", clips) == here and backends.choose("reference", clips) == "reference"
+    assert backends.choose("auto", clips.double()) == "reference"
+    assert "expected float32, bfloat16" in (backends.why_not(here, clips.double()) or "")
+    assert backends.TABLE["triton"].tokens == 128 and backends.TABLE["cpu"].tokens is None
+    if backends.INTERPRETED:
+        assert "at most 128 tokens, got 129" in (backends.why_not("triton", clips, 129) or "")
+        assert backends.choose("auto", clips, 129) == "reference"
+        assert "expected TRITON_INTERPRET unset" in (backends.why_not("cpu", clips) or "")
+    else:
+        assert "expected tensors on cuda, got cpu" in (backends.why_not("triton", clips) or "")
+    with pytest.raises(AvserError, match="backend: expected auto, reference, cpu or triton, got 'gpu'"):
+        backends.choose("gpu", clips)
+    with pytest.raises(AvserError, match="float64"):
+        backends.choose(here, clips.double())

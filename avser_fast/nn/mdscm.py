@@ -28,9 +28,9 @@ def norm_tensors(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor,
     return norm.weight, norm.bias, norm.running_mean, norm.running_var
 
 
-def fused(backend: str, x: Tensor) -> bool:
-    """Whether the stems run as ops, which ``backend`` and x decide (``ops.backends.choose``), or in the reference."""
-    return backends.choose(backend, x) != "reference"
+def fused(backend: str, x: Tensor, network: config.MDSCM) -> bool:
+    """Whether the stems run as ops or in the reference, which ``ops.backends.choose`` decides."""
+    return backends.choose(backend, x, network.tokens if network.encoder_layers else 0) != "reference"
 
 
 class ConvStem(nn.Module):
@@ -139,7 +139,7 @@ class MDSCMBody(nn.Module):
 
     def __init__(self, network: config.MDSCM, backend: str = "auto"):
         super().__init__()
-        self.backend = backend
+        self.backend, self.network = backend, network
         self.conv_stem = ConvStem(network.in_channels, network.stem)
         inputs = (network.stem[-1], *network.blocks)
         self.blocks = nn.ModuleList(
@@ -158,7 +158,7 @@ class MDSCMBody(nn.Module):
         )
 
     def forward(self, clips: Tensor) -> Tensor:
-        fuse = fused(self.backend, clips)
+        fuse = fused(self.backend, clips, self.network)
         x, before = self.conv_stem.fused(clips) if fuse else (self.conv_stem(clips), ops.NOTHING)
         for block in self.blocks:
             x, before = block(x, before, fuse), ops.NOTHING
@@ -231,7 +231,7 @@ class MDSCM(nn.Module):
         """
         batch, count = check_clips(clips, self.network, "MDSCM")
         flat = clips.flatten(0, 1)
-        room = ops if fused(self.backend, flat) else reference
+        room = ops if fused(self.backend, flat, self.network) else reference
         features, logits = room.emotion_head(
             self.body(flat),
             self.head.weight,

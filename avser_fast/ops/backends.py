@@ -33,15 +33,19 @@ def require_compiled(op: str) -> None:
 
 @dataclass(frozen=True)
 class Backend:
-    """What a backend takes: devices and element types of the maps (statistics and norms are float32 in all)."""
+    """What a backend takes: devices and element types of the maps (statistics and norms are float32 in all), and the
+    tokens of a clip in temporal_attention (None: any number)."""
 
     devices: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
+    tokens: int | None = None
 
 
 TABLE = {
     "cpu": Backend(() if INTERPRETED else ("cpu",), (torch.float32, torch.bfloat16)),
-    "triton": Backend(("cuda", "cpu") if INTERPRETED else ("cuda",), (torch.float32, torch.bfloat16, torch.float16)),
+    "triton": Backend(
+        ("cuda", "cpu") if INTERPRETED else ("cuda",), (torch.float32, torch.bfloat16, torch.float16), tokens=128
+    ),
 }
 #: Compute capability that the Triton kernels are compiled and tested for at least.
 LEAST_CAPABILITY = (8, 0)
@@ -70,8 +74,11 @@ def _missing(backend: str, x: Tensor) -> str | None:
     return None
 
 
-def why_not(backend: str, x: Tensor) -> str | None:
-    """Why ``backend`` ("cpu" or "triton") cannot run the network's ops on maps like x, in one sentence, or None."""
+def why_not(backend: str, x: Tensor, tokens: int = 0) -> str | None:
+    """Why ``backend`` ("cpu" or "triton") cannot run the network's ops on maps like x, in one sentence, or None.
+
+    tokens: of a clip, where temporal_attention is among the ops.
+    """
     case = TABLE[backend]
     if not case.devices:
         return f"backend '{backend}': expected TRITON_INTERPRET unset (Triton's interpreter answers for CPU tensors)"
@@ -80,30 +87,32 @@ def why_not(backend: str, x: Tensor) -> str | None:
     dtype = effective_dtype(x)
     if dtype not in case.dtypes:
         return f"backend '{backend}': expected {_names(case.dtypes)}, got {_names((dtype,))}"
+    if case.tokens is not None and tokens > case.tokens:
+        return f"backend '{backend}': temporal_attention: expected at most {case.tokens} tokens, got {tokens}"
     missing = _missing(backend, x)
     return None if missing is None else f"backend '{backend}': expected {missing}"
 
 
-def choose(backend: str, x: Tensor) -> str:
+def choose(backend: str, x: Tensor, tokens: int = 0) -> str:
     """The backend that runs maps like x: the one asked for, or for "auto" the first that can, the reference last.
 
     Raises BackendError with ``why_not``'s sentence for one that was asked for and cannot.
     """
     if backend == "auto":
-        return next((name for name in TABLE if why_not(name, x) is None), "reference")
+        return next((name for name in TABLE if why_not(name, x, tokens) is None), "reference")
     if backend == "reference":
         return backend
     if backend not in TABLE:
         raise BackendError(f"backend: expected auto, reference, {' or '.join(TABLE)}, got {backend!r}")
-    reason = why_not(backend, x)
+    reason = why_not(backend, x, tokens)
     if reason is not None:
         raise BackendError(reason)
     return backend
 
 
-def check(op: str, x: Tensor) -> None:
+def check(op: str, x: Tensor, tokens: int = 0) -> None:
     """Raises BackendError when neither backend can run ``op`` on maps like x."""
-    reasons = [why_not(name, x) for name, case in TABLE.items() if x.device.type in case.devices]
+    reasons = [why_not(name, x, tokens) for name, case in TABLE.items() if x.device.type in case.devices]
     if None not in reasons:
         words = "; ".join(r for r in reasons if r) or f"no backend has kernels for {x.device.type} tensors"
         raise BackendError(f"avser_fast.ops.{op}: {words} (avser_fast.reference.{op} runs everywhere)")

@@ -321,6 +321,7 @@ def _layer_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     heads, ctx.dropout, seed, ctx.eps = inputs[13:]
     ctx.heads = heads
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no zeros for what has no gradient
     ctx.save_for_backward(*inputs[:13], seed, *output[1:])
 
 

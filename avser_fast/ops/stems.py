@@ -271,7 +271,7 @@ def temporal_attention(
     for name, value in norms.items():
         _shape(op, name, value, width)
     _same(op, x, **{name: value for name, (value, _) in products.items()})
-    backends.check(op, x)
+    backends.check(op, x, x.shape[1])
     rate = dropout if training else 0.0
     tensors = [value for value, _ in products.values()] + [value.float() for value in norms.values()]
     return _ops.temporal_attention(x, *tensors, heads, rate, _seed(x, rate, seed), eps)[0]

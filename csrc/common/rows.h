@@ -43,12 +43,62 @@ AVSER_INLINE vfloat prepared(vfloat x, const Before& before, int64_t c) {
   return before.relu ? relu(x) : x;
 }
 
+// Whether a position's channels, and then the positions of a row, are neighbours, in whole vectors.
+AVSER_INLINE bool dense_rows(const MapView& x) {
+  return x.stride_c == 1 && x.stride_w == x.channels && x.channels % kLanes == 0;
+}
+// The same for all positions of an image.
+AVSER_INLINE bool dense_image(const MapView& x) { return dense_rows(x) && x.stride_h == x.width * x.stride_w; }
+
+// A row of positions, prepared; channels in whole vectors.
+template <class Element, bool Norm, bool Relu>
+AVSER_INLINE void prepare_row(const Element* from, int64_t width, int64_t channels, const Before& before, float* to) {
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    const vfloat mean = Norm ? load(before.mean + c) : vfloat{}, scale = Norm ? load(before.scale + c) : vfloat{};
+    const vfloat shift = Norm ? load(before.shift + c) : vfloat{};
+    for (int64_t w = 0; w < width; ++w) {
+      vfloat x = load_operand(from + w * channels + c);
+      if (Norm) x = fma(x - mean, scale, shift);
+      store(to + w * channels + c, Relu ? relu(x) : x);
+    }
+  }
+}
+
 // Rows [row, row_end) of image i, prepared, into a float map whose stride is `channels` or that rounded up.
 template <class Element>
 void fill_map(const MapView& x, int64_t i, const Before& before, const Map& map, int64_t row, int64_t row_end) {
   clear_border(map, row, row_end);
+  const bool norm = before.mean != nullptr;
   for (int64_t h = row; h < row_end; ++h) {
     float* to = reinterpret_cast<float*>(map.at(h, 0));
+    if (dense_rows(x)) {
+      const Element* from = reinterpret_cast<const Element*>(x.at(i, h, 0));
+      if (norm && before.relu) {
+        prepare_row<Element, true, true>(from, x.width, x.channels, before, to);
+      } else if (norm) {
+        prepare_row<Element, true, false>(from, x.width, x.channels, before, to);
+      } else if (before.relu) {
+        prepare_row<Element, false, true>(from, x.width, x.channels, before, to);
+      } else {
+        prepare_row<Element, false, false>(from, x.width, x.channels, before, to);
+      }
+      continue;
+    }
+    if (x.stride_w == 1 && map.stride < kLanes) {  // few channels, plane by plane: the first layer's input
+      for (int64_t c = 0; c < x.channels; ++c) {
+        const Element* from = reinterpret_cast<const Element*>(x.at(i, h, 0)) + c * x.stride_c;
+        const float mean = norm ? before.mean[c] : 0.0f, scale = norm ? before.scale[c] : 1.0f;
+        const float shift = norm ? before.shift[c] : 0.0f;
+        for (int64_t w = 0; w < x.width; w += kLanes) {
+          const int64_t left = x.width - w < kLanes ? x.width - w : kLanes;
+          vfloat value = load_part(from + w, left);
+          if (norm) value = fma(value - broadcast(mean), broadcast(scale), broadcast(shift));
+          if (before.relu) value = relu(value);
+          for (int64_t l = 0; l < left; ++l) to[(w + l) * map.stride + c] = value[l];
+        }
+      }
+      continue;
+    }
     for (int64_t w = 0; w < x.width; ++w, to += map.stride) {
       const Element* from = reinterpret_cast<const Element*>(x.at(i, h, w));
       for (int64_t c = 0; c < x.channels; c += kLanes) {
@@ -67,14 +117,30 @@ void fill_map(const MapView& x, int64_t i, const Before& before, const Map& map,
 template <class Element>
 void output_gradient(const OutputGradient& out, int64_t i, int64_t begin, int64_t end, float* to) {
   const MapView &g = out.grad, &y = out.y;
-  const int64_t stride = round_up(g.channels, kLanes);
+  const int64_t channels = g.channels, stride = round_up(channels, kLanes);
+  if (dense_image(g) && dense_image(y)) {
+    constexpr int64_t kBlock = 8;  // positions that share the loads of the terms
+    const Element* grad = reinterpret_cast<const Element*>(g.at(i, 0, 0)) + begin * channels;
+    const Element* value = reinterpret_cast<const Element*>(y.at(i, 0, 0)) + begin * channels;
+    for (int64_t p = begin; p < end; p += kBlock) {
+      const int64_t count = end - p < kBlock ? end - p : kBlock;
+      for (int64_t c = 0; c < channels; c += kLanes) {
+        const vfloat mean = load(out.y_mean + c), direct = load(out.mean_term + c), along = load(out.var_term + c);
+        for (int64_t q = c; q < count * channels; q += channels) {
+          store(to + q, fma(load_operand(value + q) - mean, along, load_operand(grad + q) + direct));
+        }
+      }
+      grad += count * channels, value += count * channels, to += count * channels;
+    }
+    return;
+  }
   for (int64_t p = begin; p < end; ++p, to += stride) {
     const int64_t h = p / g.width, w = p % g.width;
     const Element* grad = reinterpret_cast<const Element*>(g.at(i, h, w));
     const Element* value = reinterpret_cast<const Element*>(y.at(i, h, w));
-    for (int64_t c = 0; c < g.channels; c += kLanes) {
-      const vfloat away = load_channels(value, y.stride_c, c, g.channels) - load(out.y_mean + c);
-      const vfloat direct = load_channels(grad, g.stride_c, c, g.channels) + load(out.mean_term + c);
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      const vfloat away = load_channels(value, y.stride_c, c, channels) - load(out.y_mean + c);
+      const vfloat direct = load_channels(grad, g.stride_c, c, channels) + load(out.mean_term + c);
       store(to + c, fma(away, load(out.var_term + c), direct));
     }
   }
@@ -83,23 +149,52 @@ void output_gradient(const OutputGradient& out, int64_t i, int64_t begin, int64_
 // Adds `rows` padded rows of floats to the moments of `count` rows before them, in Chan's way.
 AVSER_INLINE void add_moments(const Moments& moments, int64_t count, const float* x, int64_t rows, int64_t stride) {
   const double share = static_cast<double>(rows) / static_cast<double>(count + rows);
-  for (int64_t c = 0; c < stride; c += kLanes) {
-    vfloat sum{};
-    for (int64_t r = 0; r < rows; ++r) sum += load(x + r * stride + c);
-    const vfloat mean = sum / broadcast(static_cast<float>(rows));
-    vfloat squares{}, rest{};
-    for (int64_t r = 0; r < rows; ++r) {
-      const vfloat away = load(x + r * stride + c) - mean;
-      squares = fma(away, away, squares);
-      rest += away;  // what rounding left in the mean
+  const vfloat inverse = broadcast(1.0f / static_cast<float>(rows));
+  constexpr int kVectors = 4;  // neighbours of a row are read together
+  for (int64_t first = 0; first < stride; first += kVectors * kLanes) {
+    const int64_t left = (stride - first) / kLanes, vectors = left < kVectors ? left : kVectors;
+    vfloat mean[kVectors] = {}, squares[kVectors] = {}, rest[kVectors] = {};
+    const float* from = x + first;
+    if (vectors == kVectors) {
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int v = 0; v < kVectors; ++v) mean[v] += load(from + r * stride + v * kLanes);
+      }
+      for (int v = 0; v < kVectors; ++v) mean[v] *= inverse;
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int v = 0; v < kVectors; ++v) {
+          const vfloat away = load(from + r * stride + v * kLanes) - mean[v];
+          squares[v] = fma(away, away, squares[v]);
+          rest[v] += away;  // what rounding left in the mean
+        }
+      }
+    } else {
+      for (int64_t v = 0; v < vectors; ++v) {
+        for (int64_t r = 0; r < rows; ++r) mean[v] += load(from + r * stride + v * kLanes);
+        mean[v] *= inverse;
+        for (int64_t r = 0; r < rows; ++r) {
+          const vfloat away = load(from + r * stride + v * kLanes) - mean[v];
+          squares[v] = fma(away, away, squares[v]);
+          rest[v] += away;
+        }
+      }
     }
-    for (int64_t l = 0; l < kLanes; ++l) {
-      const double here = static_cast<double>(mean[l]) + static_cast<double>(rest[l]) / static_cast<double>(rows);
-      const double apart = here - moments.mean[c + l];
-      moments.mean[c + l] += apart * share;
-      moments.squares[c + l] += static_cast<double>(squares[l]) + apart * apart * share * static_cast<double>(count);
+    for (int64_t v = 0; v < vectors; ++v) {
+      for (int64_t l = 0; l < kLanes; ++l) {
+        const int64_t c = first + v * kLanes + l;
+        const double here =
+            static_cast<double>(mean[v][l]) + static_cast<double>(rest[v][l]) / static_cast<double>(rows);
+        const double apart = here - moments.mean[c];
+        moments.mean[c] += apart * share;
+        moments.squares[c] += static_cast<double>(squares[v][l]) + apart * apart * share * static_cast<double>(count);
+      }
     }
   }
+}
+
+// Where padded rows of positions from `begin` on of image i may be made: in the map itself, if its rows are like that.
+AVSER_INLINE float* rows_in_map(const MapView& y, int64_t i, int64_t begin) {
+  if (y.precision != Precision::float32 || !dense_image(y)) return nullptr;
+  return reinterpret_cast<float*>(y.at(i, 0, 0)) + begin * y.channels;
 }
 
 // Padded rows to positions [begin, end) of image i of a map whose channels are neighbours.

@@ -61,6 +61,23 @@ Dropout dropout_of(double p, int64_t seed, uint32_t site) {
   return dropout;
 }
 
+void store_values(const double* values, int64_t n, void* to, Precision precision, int64_t first) {
+  if (precision == Precision::float32) {
+    float* out = static_cast<float*>(to) + first;
+    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(values[i]);
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i) store_value(values[i], to, precision, first + i);
+}
+
+void add_shares(const float* values, int64_t shares, int64_t stride, int64_t n, double* sums) {
+  for (int64_t i = 0; i < n; ++i) sums[i] = 0.0;
+  for (int64_t share = 0; share < shares; ++share) {
+    const float* of = values + share * stride;
+    for (int64_t i = 0; i < n; ++i) sums[i] += static_cast<double>(of[i]);
+  }
+}
+
 PaddedBefore::PaddedBefore(const float* mean_of, const float* scale_of, const float* shift_of, bool relu,
                            int64_t channels, int64_t lanes) {
   before.relu = relu;

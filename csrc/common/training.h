@@ -15,6 +15,9 @@ std::vector<float> padded_floats(const void* values, Precision precision, int64_
 // The same with rows and columns exchanged: values (n, rows) become rows of n.
 std::vector<float> transposed_floats(const void* values, Precision precision, int64_t rows, int64_t n, int64_t stride);
 void store_value(double value, void* to, Precision precision, int64_t i);
+void store_values(const double* values, int64_t n, void* to, Precision precision, int64_t first);
+// sums[i] = the sum of values[i + share * stride] over the shares, in their order.
+void add_shares(const float* values, int64_t shares, int64_t stride, int64_t n, double* sums);
 
 // The batch norm that is still to be done, padded.
 struct PaddedBefore {

@@ -15,13 +15,18 @@ struct Packed {
         op{a.x, a.shortcut, before.before, shortcut_before.before, a.dropout} {}
 };
 
+int64_t image_bytes(const PoolShortcutArguments& a) {
+  const int64_t stride = round_up(a.x.channels, float_lanes(current_isa()));
+  return a.x.positions() * stride * static_cast<int64_t>(sizeof(float));
+}
+
 }  // namespace
 
 void pool_shortcut(const PoolShortcutArguments& arguments, const MapView& y, Executor& executor) {
   const PoolShortcutKernels& kernels = AVSER_PICK(pool_shortcut_kernels);
   const Packed packed(arguments);
-  executor.parallel_for(y.n, 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; ++i) kernels.forward(packed.op, y, i);
+  for_each_with_scratch(executor, y.n, image_bytes(arguments), [&](int64_t i, char* memory) {
+    kernels.forward(packed.op, y, i, reinterpret_cast<float*>(memory));
   });
 }
 
@@ -32,7 +37,7 @@ void pool_shortcut_backward(const PoolShortcutArguments& arguments, const MapVie
   const int64_t channels = arguments.x.channels, stride = round_up(channels, float_lanes(current_isa()));
   const Shares shares(arguments.x.n);
   std::vector<double> sums(shares.count * 4 * stride, 0.0);
-  const int64_t bytes = arguments.x.positions() * stride * static_cast<int64_t>(sizeof(float));
+  const int64_t bytes = 2 * image_bytes(arguments) + 4 * stride * static_cast<int64_t>(sizeof(float));
   for_each_with_scratch(executor, shares.count, bytes, [&](int64_t share, char* memory) {
     double* mine = sums.data() + share * 4 * stride;
     const PoolShortcutSums into{mine, mine + stride, mine + 2 * stride, mine + 3 * stride};

@@ -22,10 +22,10 @@ struct PoolShortcutSums {
 };
 
 struct PoolShortcutKernels {
-  // Image i.
-  void (*forward)(const PoolShortcut& op, const MapView& y, int64_t i);
+  // Image i; scratch holds an image of x, in the backward two and 4 sums, channels rounded up.
+  void (*forward)(const PoolShortcut& op, const MapView& y, int64_t i, float* scratch);
   void (*backward)(const PoolShortcut& op, const MapView& grad, const MapView& dx, const MapView& dshortcut, int64_t i,
-                   const PoolShortcutSums& sums, float* scratch);  // (height, width, channels rounded up)
+                   const PoolShortcutSums& sums, float* scratch);
 };
 AVSER_DECLARE_PER_ISA(PoolShortcutKernels, pool_shortcut_kernels);
 

@@ -1,5 +1,7 @@
 #include "ops/separable_conv2d/separable_conv2d.h"
 
+#include <algorithm>
+
 #include "common/training.h"
 #include "ops/gemm/gemm_training.h"
 
@@ -60,10 +62,13 @@ void separable_conv2d_backward(const SeparableArguments& arguments, const Convol
   // Per share: taps, scale and shift as doubles, then the pointwise gradient as floats.
   const int64_t small = 11 * in, large = weights ? arguments.out_channels * in : 0;
   std::vector<double> doubles(shares.count * small, 0.0);
-  std::vector<float> floats(shares.count * large, 0.0f);
+  const Buffer matrices(shares.count * large * static_cast<int64_t>(sizeof(float)));
+  float* const floats = matrices.as<float>();
   for_each_with_scratch(executor, shares.count, kernels.backward_scratch(packed.op), [&](int64_t share, char* memory) {
     double* mine = doubles.data() + share * small;
-    const SeparableSums sums{mine, weights ? floats.data() + share * large : nullptr, mine + 9 * in, mine + 10 * in};
+    float* matrix = floats + share * large;
+    std::fill(matrix, matrix + large, 0.0f);
+    const SeparableSums sums{mine, weights ? matrix : nullptr, mine + 9 * in, mine + 10 * in};
     for (int64_t i = shares.begin(share); i < shares.begin(share + 1); ++i) {
       kernels.backward(packed.op, gradient.gradient, results.dx, i, sums, memory);
     }
@@ -86,12 +91,11 @@ void separable_conv2d_backward(const SeparableArguments& arguments, const Convol
   }
   if (!weights) return;
   executor.parallel_for(arguments.out_channels, 16, [&](int64_t begin, int64_t end, int) {
+    std::vector<double> sums(in);
     for (int64_t o = begin; o < end; ++o) {
-      for (int64_t c = 0; c < arguments.x.channels; ++c) {
-        double sum = 0.0;
-        for (int64_t share = 0; share < shares.count; ++share) sum += floats[share * large + o * in + c];
-        store_value(sum, results.pointwise, arguments.x.precision, o * arguments.x.channels + c);
-      }
+      add_shares(floats + o * in, shares.count, large, in, sums.data());
+      store_values(sums.data(), arguments.x.channels, results.pointwise, arguments.x.precision,
+                   o * arguments.x.channels);
     }
   });
 }

@@ -21,7 +21,7 @@ struct Layout {
   int64_t in, out;  // channels rounded up
   int64_t band;     // positions of a band
   Map x, dt;        // the prepared input and, in the backward, the gradient of the depthwise output
-  int64_t x_at, dt_at, depthwise, rows, pointers, bytes;
+  int64_t x_at, dt_at, depthwise, rows, pointers, sums, bytes;
 
   Layout(const SeparableConv2d& op, bool backward) {
     in = round_up(op.x.channels, kLanes);
@@ -42,6 +42,7 @@ struct Layout {
     depthwise = part(band * in * static_cast<int64_t>(sizeof(float)));
     rows = part(band * out * static_cast<int64_t>(sizeof(float)));
     pointers = part(backward ? band * static_cast<int64_t>(sizeof(float*)) : 0);
+    sums = part(backward ? 11 * in * static_cast<int64_t>(sizeof(float)) : 0);
     bytes = at;
   }
 };
@@ -61,47 +62,48 @@ void forward(const SeparableConv2d& op, const MapView& y, int64_t i, const Momen
     const int64_t end = begin + step < height ? begin + step : height, count = (end - begin) * width;
     depthwise<Float32>(layout.x, op.depthwise, begin, end, depthwise_rows);
     RowBatch batch(op.pointwise, one_segment(op.pointwise), {}, 0, gemm_panels(op.out_channels, kLanes));
-    for (int64_t p = 0; p < count; ++p) batch.push(depthwise_rows + p * layout.in, rows + p * layout.out, nullptr);
+    float* in_map = rows_in_map(y, i, begin * width);
+    float* out = in_map == nullptr ? rows : in_map;
+    for (int64_t p = 0; p < count; ++p) batch.push(depthwise_rows + p * layout.in, out + p * layout.out, nullptr);
     batch.flush();
-    store_rows<Element>(rows, y, i, begin * width, begin * width + count);
-    add_moments(moments, begin * width, rows, count, layout.out);
+    if (in_map == nullptr) store_rows<Element>(rows, y, i, begin * width, begin * width + count);
+    add_moments(moments, begin * width, out, count, layout.out);
   }
 }
 
 // From the gradient of the depthwise output, padded, to that of the input and of the taps: a position of it meets the
-// nine outputs that it went into, which is all that either gradient needs.
-template <class Element>
-void depthwise_backward(const SeparableConv2d& op, const Layout& layout, const MapView& dx, int64_t i,
-                        const SeparableSums& sums) {
-  const int64_t stride = layout.in, channels = op.x.channels;
-  const bool norm = op.before.mean != nullptr;
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    vfloat w[9], dw[9] = {}, scale_sum{}, shift_sum{};
+// nine outputs that it went into, which is all that either gradient needs.  `sums` (11, stride): of the taps, of scale
+// and of shift, added to row by row, which keeps a row's memory close and rounds less than one long sum.
+template <class Element, bool Dense>
+void depthwise_backward(const SeparableConv2d& op, const Layout& layout, const MapView& dx, int64_t i, float* sums) {
+  const int64_t stride = layout.in, channels = op.x.channels, width = op.x.width;
+  const bool norm = op.before.mean != nullptr, relu = op.before.relu, wanted = dx.data != nullptr;
+  for (int64_t h = 0; h < op.x.height; ++h) {
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      vfloat w[9], dw[9] = {}, row_scale{}, row_shift{};
 #pragma GCC unroll 9
-    for (int tap = 0; tap < 9; ++tap) w[tap] = load(op.depthwise.taps + tap * stride + c);
-    const vfloat mean = norm ? load(op.before.mean + c) : vfloat{};
-    const vfloat scale = norm ? load(op.before.scale + c) : broadcast(1.0f);
-    for (int64_t h = 0; h < op.x.height; ++h) {
+      for (int tap = 0; tap < 9; ++tap) w[tap] = load(op.depthwise.taps + tap * stride + c);
+      const vfloat mean = norm ? load(op.before.mean + c) : vfloat{};
+      const vfloat scale = norm ? load(op.before.scale + c) : broadcast(1.0f);
       // Taps of ky = 0 met the row above: the position is seen by the output row below it.
       const float* row0 = reinterpret_cast<const float*>(layout.dt.at(h + 1, -1)) + c;
       const float* row1 = reinterpret_cast<const float*>(layout.dt.at(h, -1)) + c;
       const float* row2 = reinterpret_cast<const float*>(layout.dt.at(h - 1, -1)) + c;
       const float* prepared_x = reinterpret_cast<const float*>(layout.x.at(h, 0)) + c;
+      const Element* raw = reinterpret_cast<const Element*>(op.x.at(i, h, 0));
+      Element* to = wanted ? reinterpret_cast<Element*>(dx.at(i, h, 0)) : nullptr;
       vfloat left0 = load(row0), left1 = load(row1), left2 = load(row2);
-      vfloat row_scale{}, row_shift{};  // sums of sums round less
       vfloat here0 = load(row0 += stride), here1 = load(row1 += stride), here2 = load(row2 += stride);
-      for (int64_t x = 0; x < op.x.width; ++x, prepared_x += stride) {
+      for (int64_t x = 0; x < width; ++x, prepared_x += stride) {
         const vfloat right0 = load(row0 += stride), right1 = load(row1 += stride), right2 = load(row2 += stride);
         const vfloat value = load(prepared_x);
-        vfloat d = right0 * w[0];
+        vfloat d = right0 * w[0], e = right1 * w[3], f = right2 * w[6];
         d = fma(here0, w[1], d);
+        e = fma(here1, w[4], e);
+        f = fma(here2, w[7], f);
         d = fma(left0, w[2], d);
-        d = fma(right1, w[3], d);
-        d = fma(here1, w[4], d);
-        d = fma(left1, w[5], d);
-        d = fma(right2, w[6], d);
-        d = fma(here2, w[7], d);
-        d = fma(left2, w[8], d);
+        e = fma(left1, w[5], e);
+        f = fma(left2, w[8], f);
         dw[0] = fma(right0, value, dw[0]);
         dw[1] = fma(here0, value, dw[1]);
         dw[2] = fma(left0, value, dw[2]);
@@ -113,24 +115,27 @@ void depthwise_backward(const SeparableConv2d& op, const Layout& layout, const M
         dw[8] = fma(left2, value, dw[8]);
         left0 = here0, left1 = here1, left2 = here2;
         here0 = right0, here1 = right1, here2 = right2;
-        if (dx.data == nullptr) continue;
-        if (op.before.relu) d = value > vfloat{} ? d : vfloat{};
-        if (norm) {
-          const Element* raw = reinterpret_cast<const Element*>(op.x.at(i, h, x));
-          const vfloat away = load_channels(raw, op.x.stride_c, c, channels) - mean;
-          row_shift += d;
-          row_scale = fma(d, away, row_scale);
-          d *= scale;
+        if (!wanted) continue;
+        d += e + f;
+        if (relu) d = value > vfloat{} ? d : vfloat{};
+        const vfloat away = Dense ? load_operand(raw + x * channels + c)
+                                  : load_channels(raw + x * op.x.stride_w, op.x.stride_c, c, channels);
+        row_shift += d;
+        row_scale = fma(d, away - mean, row_scale);
+        d *= scale;
+        if (Dense) {
+          store_operand(to + x * channels + c, d);
+        } else {
+          store_part(to + x * channels + c, d, channels - c);
         }
-        store_part(reinterpret_cast<Element*>(dx.at(i, h, x)) + c, d, channels - c);
       }
-      scale_sum += row_scale;
-      shift_sum += row_shift;
-    }
-    for (int64_t l = 0; l < kLanes; ++l) {
-      for (int tap = 0; tap < 9; ++tap) sums.depthwise[tap * stride + c + l] += static_cast<double>(dw[tap][l]);
-      sums.scale[c + l] += static_cast<double>(scale_sum[l]);
-      sums.shift[c + l] += static_cast<double>(shift_sum[l]);
+#pragma GCC unroll 9
+      for (int tap = 0; tap < 9; ++tap) {
+        float* sum = sums + tap * stride + c;
+        store(sum, load(sum) + dw[tap]);
+      }
+      store(sums + 9 * stride + c, load(sums + 9 * stride + c) + row_scale);
+      store(sums + 10 * stride + c, load(sums + 10 * stride + c) + row_shift);
     }
   }
 }
@@ -161,7 +166,18 @@ void backward(const SeparableConv2d& op, const OutputGradient& out, const MapVie
     gemm_training_kernels().outer(rows, layout.out, pointers, 0, count, op.out_channels, layout.in, sums.pointwise,
                                   layout.in);
   }
-  depthwise_backward<Element>(op, layout, dx, i, sums);
+  float* small = reinterpret_cast<float*>(memory + layout.sums);
+  std::memset(small, 0, 11 * layout.in * sizeof(float));
+  if (dense_rows(op.x)) {
+    depthwise_backward<Element, true>(op, layout, dx, i, small);
+  } else {
+    depthwise_backward<Element, false>(op, layout, dx, i, small);
+  }
+  for (int64_t c = 0; c < 9 * layout.in; ++c) sums.depthwise[c] += static_cast<double>(small[c]);
+  for (int64_t c = 0; c < layout.in; ++c) {
+    sums.scale[c] += static_cast<double>(small[9 * layout.in + c]);
+    sums.shift[c] += static_cast<double>(small[10 * layout.in + c]);
+  }
 }
 
 void forward_any(const SeparableConv2d& op, const MapView& y, int64_t i, const Moments& moments, char* memory) {

@@ -1,5 +1,6 @@
 #include "ops/strided_conv2d/strided_conv2d.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "common/training.h"
@@ -90,12 +91,17 @@ void strided_conv2d_backward(const StridedArguments& arguments, const Convolutio
     dx = halved_view(dx);
   }
   const int64_t segment = packed.op.segment(lanes), row = arguments.kernel * segment;
-  const int64_t small = 2 * in + padded_out, large = weights ? channels * row : 0;
+  const bool few = packed.op.few(lanes);
+  const int64_t windows = arguments.kernel * arguments.kernel * arguments.x.channels;
+  const int64_t small = 2 * in + padded_out, large = !weights ? 0 : few ? windows * padded_out : channels * row;
   std::vector<double> doubles(shares.count * small, 0.0);
-  std::vector<float> floats(shares.count * large, 0.0f);
+  const Buffer matrices(shares.count * large * static_cast<int64_t>(sizeof(float)));
+  float* const floats = matrices.as<float>();
   for_each_with_scratch(executor, shares.count, kernels.backward_scratch(packed.op), [&](int64_t share, char* memory) {
     double* mine = doubles.data() + share * small;
-    const StridedSums sums{weights ? floats.data() + share * large : nullptr, mine + 2 * in, mine, mine + in};
+    float* matrix = floats + share * large;
+    std::fill(matrix, matrix + large, 0.0f);
+    const StridedSums sums{weights ? matrix : nullptr, mine + 2 * in, mine, mine + in};
     for (int64_t i = shares.begin(share); i < shares.begin(share + 1); ++i) {
       kernels.backward(packed.op, gradient.gradient, dx, i, sums, memory);
     }
@@ -112,16 +118,16 @@ void strided_conv2d_backward(const StridedArguments& arguments, const Convolutio
   }
   if (!weights) return;
   for (int64_t o = 0; o < channels; ++o) store_value(total(2 * in + o), results.bias, precision, o);
+  std::vector<double> sums(large);
+  add_shares(floats, shares.count, large, large, sums.data());
   const int64_t kernel = arguments.kernel, stride = packed.op.x_stride;
   for (int64_t o = 0; o < channels; ++o) {
     for (int64_t c = 0; c < arguments.x.channels; ++c) {
       for (int64_t ky = 0; ky < kernel; ++ky) {
         for (int64_t kx = 0; kx < kernel; ++kx) {
-          double sum = 0.0;
-          for (int64_t share = 0; share < shares.count; ++share) {
-            sum += floats[share * large + o * row + ky * segment + kx * stride + c];
-          }
-          store_value(sum, results.weight, precision, ((o * arguments.x.channels + c) * kernel + ky) * kernel + kx);
+          const int64_t at = few ? ((ky * kernel + kx) * stride + c) * padded_out + o
+                                 : o * row + ky * segment + kx * stride + c;
+          store_value(sums[at], results.weight, precision, ((o * arguments.x.channels + c) * kernel + ky) * kernel + kx);
         }
       }
     }

@@ -18,13 +18,15 @@ struct StridedConv2d {
   GemmWeights weights;       // n = out, k = (ky, kx, x_stride)
   GemmWeights weights_back;  // n = (ky, kx, channels rounded up), k = out; in the backward
 
+  // With few channels the gradient of the weights is made the other way round, a row of it per weight of a window.
+  bool few(int64_t lanes) const { return x_stride < lanes; }
   // Floats of a row of the kernel's gradient.
   int64_t segment(int64_t lanes) const { return round_up(kernel * x_stride, lanes); }
 };
 
 // What an image adds to the gradients; `weight` null: not wanted.
 struct StridedSums {
-  float* weight;  // (out, kernel, segment)
+  float* weight;  // (out, kernel, segment), or for few channels (kernel, kernel, in, out rounded up)
   double* bias;   // (out rounded up)
   double* scale;  // (in rounded up)
   double* shift;

@@ -63,12 +63,14 @@ void forward(const StridedConv2d& op, const MapView& y, int64_t i, const Moments
   for (int64_t begin = 0; begin < positions; begin += layout.band) {
     const int64_t end = begin + layout.band < positions ? begin + layout.band : positions;
     RowBatch batch(op.weights, window, {}, 0, gemm_panels(op.out_channels, kLanes));
+    float* in_map = rows_in_map(y, i, begin);
+    float* out = in_map == nullptr ? rows : in_map;
     for (int64_t p = begin; p < end; ++p) {
-      batch.push(window_at(op, layout.x, p), rows + (p - begin) * layout.out, nullptr);
+      batch.push(window_at(op, layout.x, p), out + (p - begin) * layout.out, nullptr);
     }
     batch.flush();
-    store_rows<Element>(rows, y, i, begin, end);
-    add_moments(moments, begin, rows, end - begin, layout.out);
+    if (in_map == nullptr) store_rows<Element>(rows, y, i, begin, end);
+    add_moments(moments, begin, out, end - begin, layout.out);
   }
 }
 
@@ -123,12 +125,25 @@ void backward(const StridedConv2d& op, const OutputGradient& out, const MapView&
   for (int64_t begin = 0; begin < positions; begin += layout.band) {
     const int64_t end = begin + layout.band < positions ? begin + layout.band : positions, count = end - begin;
     output_gradient<Element>(out, i, begin, end, rows);
-    if (weights) {
+    if (weights && op.few(kLanes)) {
+      const int64_t length = op.kernel * op.x_stride, window = op.kernel * length;
+      for (int64_t p = 0; p < count; ++p) {
+        const float* from = window_at(op, layout.x, begin + p);
+        float* to = windows + p * window;
+        for (int64_t ky = 0; ky < op.kernel; ++ky, from += row, to += length) {
+          for (int64_t k = 0; k < length; ++k) to[k] = from[k];
+        }
+        pointers[p] = rows + p * layout.out;
+      }
+      gemm_training_kernels().outer(windows, window, pointers, 0, count, window, layout.out, sums.weight, layout.out);
+    } else if (weights) {
       for (int64_t p = 0; p < count; ++p) pointers[p] = window_at(op, layout.x, begin + p);
       for (int64_t ky = 0; ky < op.kernel; ++ky) {
         gemm_training_kernels().outer(rows, layout.out, pointers, ky * row, count, op.out_channels,
                                       op.kernel * op.x_stride, sums.weight + ky * segment, op.kernel * segment);
       }
+    }
+    if (weights) {
       for (int64_t c = 0; c < layout.out; c += kLanes) {
         vfloat sum{};
         for (int64_t p = 0; p < count; ++p) sum += load(rows + p * layout.out + c);

@@ -154,12 +154,10 @@ void trained_layer_backward(const LayerArguments& a, const LayerSaved& saved, co
   if (results.in_weight == nullptr) return;
 
   float* const of_norms[4] = {results.norm1_weight, results.norm1_bias, results.norm2_weight, results.norm2_bias};
+  std::vector<double> sums(padded);
   for (int which = 0; which < 4; ++which) {
-    for (int64_t c = 0; c < width; ++c) {
-      double sum = 0.0;
-      for (int64_t clip = 0; clip < a.clips; ++clip) sum += norms[(clip * 4 + which) * padded + c];
-      of_norms[which][c] = static_cast<float>(sum);
-    }
+    add_shares(norms.data() + which * padded, a.clips, 4 * padded, width, sums.data());
+    store_values(sums.data(), width, of_norms[which], Precision::float32, 0);
   }
   struct Product {
     Rows left;

@@ -306,38 +306,52 @@ constexpr int64_t kTile = Float32::kRows;
 
 int64_t tiles_of(int64_t columns) { return (columns + kTile - 1) / kTile; }
 
-int64_t strip_scratch(int64_t columns, int64_t count) {
-  const int64_t depth = count < kDepth ? count : kDepth;
-  return round_up(tiles_of(columns) * depth * kTile * kFloat, 64) + depth * static_cast<int64_t>(sizeof(float*));
-}
+// How the scratch of a strip is cut: packed tiles with room for a whole vector at the end, pointers, column sums.
+struct StripLayout {
+  int64_t tiles, depth, tile, pointers, sums, bytes;
+  StripLayout(int64_t columns, int64_t count) {
+    tiles = tiles_of(columns);
+    depth = count < kDepth ? count : kDepth;
+    tile = round_up(depth * kTile + kLanes, kLanes);
+    pointers = round_up(tiles * tile * kFloat, 64);
+    sums = pointers + round_up(depth * static_cast<int64_t>(sizeof(float*)), 64);
+    bytes = sums + round_up(columns, kLanes) * kFloat;
+  }
+};
+
+int64_t strip_scratch(int64_t columns, int64_t count) { return StripLayout(columns, count).bytes; }
 
 void strip(const Rows& left, int64_t begin, int64_t end, int64_t count, const float* right, int64_t n, float* out,
            int64_t out_stride, double* column_sums, char* memory) {
-  const int64_t most = count < kDepth ? count : kDepth, columns = round_up(n, kLanes), tiles = tiles_of(end - begin);
+  const int64_t width = end - begin, columns = round_up(n, kLanes);
+  const StripLayout layout(width, count);
   float* packed = reinterpret_cast<float*>(memory);
-  const float** pointers = reinterpret_cast<const float**>(memory + round_up(tiles * most * kTile * kFloat, 64));
-  std::memset(out, 0, (end - begin) * out_stride * kFloat);
-  for (int64_t i = begin; i < end; ++i) column_sums[i - begin] = 0.0;
+  const float** pointers = reinterpret_cast<const float**>(memory + layout.pointers);
+  float* sums = reinterpret_cast<float*>(memory + layout.sums);
+  std::memset(out, 0, width * out_stride * kFloat);
+  for (int64_t i = 0; i < width; ++i) column_sums[i] = 0.0;
   for (int64_t first = 0; first < count; first += kDepth) {
     const int64_t depth = count - first < kDepth ? count - first : kDepth;
-    const auto rows_of = [&](int64_t t) { return end - begin - t * kTile < kTile ? end - begin - t * kTile : kTile; };
+    std::memset(sums, 0, round_up(width, kLanes) * kFloat);
     for (int64_t p = 0; p < depth; ++p) {
       const float* from = left.row(first + p) + begin;
-      for (int64_t t = 0; t < tiles; ++t) {
-        const int64_t rows = rows_of(t);
-        float* to = packed + (t * depth * kTile) + p * rows;
-        for (int64_t r = 0; r < rows; ++r) {
-          to[r] = from[t * kTile + r];
-          column_sums[t * kTile + r] += static_cast<double>(to[r]);
+      for (int64_t t = 0; t < layout.tiles; ++t) {
+        const int64_t rows = width - t * kTile < kTile ? width - t * kTile : kTile;
+        // Whole vectors: what is written too far is overwritten by the next row.
+        for (int64_t r = 0; r < rows; r += kLanes) {
+          store(packed + t * layout.tile + p * rows + r, load_part(from + t * kTile + r, width - t * kTile - r));
         }
       }
+      for (int64_t c = 0; c < width; c += kLanes) store(sums + c, load(sums + c) + load_part(from + c, width - c));
     }
+    for (int64_t i = 0; i < width; ++i) column_sums[i] += static_cast<double>(sums[i]);
     for (int64_t panel = 0; panel < columns; panel += kPanel) {
-      const int64_t width = columns - panel < kPanel ? columns - panel : kPanel;
-      const float* at = right + panel * count + first * width;
-      for (int64_t p = 0; p < depth; ++p) pointers[p] = at + p * width;
-      for (int64_t t = 0; t < tiles; ++t) {
-        gemm_training_kernels().outer(packed + t * depth * kTile, rows_of(t), pointers, 0, depth, rows_of(t), width,
+      const int64_t wide = columns - panel < kPanel ? columns - panel : kPanel;
+      const float* at = right + panel * count + first * wide;
+      for (int64_t p = 0; p < depth; ++p) pointers[p] = at + p * wide;
+      for (int64_t t = 0; t < layout.tiles; ++t) {
+        const int64_t rows = width - t * kTile < kTile ? width - t * kTile : kTile;
+        gemm_training_kernels().outer(packed + t * layout.tile, rows, pointers, 0, depth, rows, wide,
                                       out + t * kTile * out_stride + panel, out_stride);
       }
     }
