@@ -6,8 +6,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import mmap
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from avser_fast import nn
 from avser_fast.config import AVRE, MDSCM
 from avser_fast.testing import assert_close, max_error
-from benchmarks import accuracy, cases, compare, conftest, goals, harness, macs, memory, models, render
+from benchmarks import (
+    accuracy,
+    cases,
+    compare,
+    conftest,
+    goals,
+    gpu_training,
+    harness,
+    macs,
+    memory,
+    models,
+    render,
+    training,
+)
 from benchmarks.compare import OURS, Contender, Row, Table
 from benchmarks.folded import FoldedMDSCM, FoldedResNet18
 from benchmarks.harness import Bench
@@ -351,3 +366,41 @@ def test_the_most_specific_goal_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert goals.goal({**facts, "threads": 1}) == 2.0
     assert goals.goal({**facts, "precision": "bf16"}) == 1.0
     assert goals.goal({**facts, "group": "b"}) is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: benchmarks/gpu_check.sh runs it")
+def test_without_a_gpu_that_is_said_in_a_sentence(tmp_path: Path) -> None:
+    script = [str(render.ROOT / "benchmarks" / "gpu_check.sh"), str(tmp_path / "out")]
+    module = [sys.executable, "-m", "benchmarks.gpu_training", str(tmp_path / "out")]
+    for command in (script, module):
+        environment = {**os.environ, "PYTHON": sys.executable}
+        done = subprocess.run(command, cwd=render.ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 2, done.stderr
+        said = done.stdout + done.stderr
+        assert said.count("\n") == 1 and "expected an NVIDIA GPU that torch can use, found none" in said
+
+
+def test_a_wrong_gradient_keeps_a_training_step_out_of_the_table() -> None:
+    exact = training.exact(1)
+    found = training.Step(training.OURS, 1, dropout=False).gradients()
+    training.check_gradients(found, exact)
+    name = "body.blocks.1.pointwise2.weight"
+    with pytest.raises(AssertionError, match=name):
+        training.check_gradients({**found, name: -found[name]}, exact, training.PEER_TOLERANCE)
+    with pytest.raises(AssertionError, match="expected gradients of"):
+        training.check_gradients({n: v for n, v in found.items() if n != name}, exact)
+
+
+def test_goals_of_a_gpu() -> None:
+    """From what was measured; a contender that is missing is no success."""
+    times = {"avser_fast": {"median_ms": 2.0}, gpu_training.EAGER: {"median_ms": 7.0}}
+    step = {"times": times, "peak_mb": {"avser_fast": 30.0, gpu_training.EAGER: 100.0}}
+    pair = {"bfloat16": {"avser_fast": {"median_ms": 1.0}, "cuDNN": {"median_ms": 2.5}}}
+    found = {name: value["measured"] for name, value in gpu_training.ratios(step, pair).items()}
+    assert found == {
+        "step over eager AMP": 3.5,
+        "step over torch.compile": None,
+        "depthwise and pointwise over cuDNN": 2.5,
+        "peak memory as a share of eager's": 0.3,
+    }
+    assert set(found) == set(goals.GPU_GOALS)

@@ -101,8 +101,10 @@ def assert_same(found: Step, expected: Step, tolerance: float = 0.0) -> None:
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    threads = torch.get_num_threads()
+    threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False  # the reference on a GPU, in whole float32
     yield
+    torch.backends.cudnn.allow_tf32 = tf32
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
     torch.compiler.reset()
@@ -454,7 +456,7 @@ def test_memory_filled_by_the_allocator() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize("dropout", (0.0, 0.4))
-def test_a_whole_step_is_captured(dropout: float) -> None:
+def test_a_whole_step_as_one_cuda_graph(dropout: float) -> None:
     """Forward, loss, reversed domain loss, backward and SGD replayed: lambda and seeds are read on the device."""
     clips, targets = batch("cuda")
     domain = torch.tensor([0.0, 1.0, 0.0, 1.0], device="cuda")
