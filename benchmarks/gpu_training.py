@@ -90,14 +90,13 @@ def peak_mb(step: training.Step) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def check() -> dict[str, float]:
-    """Largest gradient error of each contender at float32 without dropout, or AssertionError."""
+def check() -> float:
+    """What the gradients of ours and of eager differ by from float64, at most, at float32 without dropout."""
     exact = training.exact(CHECKED)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    for name, tolerance in ((training.OURS, training.TOLERANCE), (training.EAGER, training.PEER_TOLERANCE)):
-        found = training.Step(name, CHECKED, device="cuda", dropout=False).gradients()
-        training.check_gradients(found, exact, tolerance)
-    return {training.OURS: training.TOLERANCE, training.EAGER: training.PEER_TOLERANCE}
+    for name in (training.OURS, training.EAGER):
+        training.check_gradients(training.Step(name, CHECKED, device="cuda", dropout=False).gradients(), exact)
+    return training.TOLERANCE
 
 
 def step_times() -> dict[str, Any]:
