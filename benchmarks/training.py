@@ -25,8 +25,8 @@ from .models import MEMBERS
 OURS, EAGER, COMPILED = "avser_fast", "PyTorch eager", "torch.compile"
 NETWORK = MEMBERS["mdscm-published"].network
 #: A gradient's error, by the largest gradient of its tensor, or a thousandth of the largest of all: the bias in front
-#: of a batch norm has a gradient of rounding errors only.  Where two values of a pooling window are nearly equal, or one
-#: nearly zero at a ReLU, rounding decides where a gradient goes: whole networks differ by more than their ops
+#: of a batch norm has a gradient of rounding errors only.  Where two values of a pooling window are nearly equal, or
+#: one is nearly zero at a ReLU, rounding decides where a gradient goes: whole networks differ by more than their ops
 #: (tests/test_training_ops.py), and a sign or a sum that is wrong by far more than this.
 TOLERANCE = 2e-2
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
