@@ -57,6 +57,7 @@ def train_final(
         metrics = summarize(run.folds, corpus.labels)
         epochs = epochs or metrics["epochs"]["median"]
         comparison = compare_table(compare([evaluation, *compared]))
+    out.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out.with_name(f".{out.name}.training.pt")
     trained = train(settings, corpus, None, seed=seed, epochs=epochs, checkpoint=checkpoint, progress=progress)
     ranges = ranges_of(trained.spec, trained.state, corpus)
