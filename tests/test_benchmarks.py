@@ -6,8 +6,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import mmap
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from avser_fast import nn
 from avser_fast.config import AVRE, MDSCM
 from avser_fast.testing import assert_close, max_error
-from benchmarks import accuracy, cases, compare, conftest, goals, harness, macs, memory, models, render
+from benchmarks import (
+    accuracy,
+    cases,
+    compare,
+    conftest,
+    goals,
+    gpu_training,
+    harness,
+    macs,
+    memory,
+    models,
+    render,
+    training,
+)
 from benchmarks.compare import OURS, Contender, Row, Table
 from benchmarks.folded import FoldedMDSCM, FoldedResNet18
 from benchmarks.harness import Bench
@@ -322,6 +337,43 @@ def test_rendered_tables(results: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "| published at int8 | 1 |  | AttributeError: none |" in details
     assert "OpenVINO, other settings tried: streams: refused." in details
     assert "PyTorch compiled was not run: slow." in details
+
+
+def test_goals_of_a_gpu_where_parts_are_missing() -> None:
+    assert {v["measured"] for v in gpu_training.ratios({"failed": {"pair": "x"}}).values()} == {None}
+    times = {n: {"median_ms": v} for n, v in (("avser_fast", 2.0), (gpu_training.EAGER, 7.0))}
+    step = {"times": times, "peak_mb": {"avser_fast": 30.0, gpu_training.EAGER: 100.0}}
+    found = {name: v["measured"] for name, v in gpu_training.ratios({"step": step}).items()}
+    assert found["step over eager AMP"] == 3.5 and found["peak memory as a share of eager's"] == 0.3
+    assert found["step over torch.compile"] is None and found["depthwise and pointwise over cuDNN"] is None
+
+
+def test_a_bf16_step_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_training, "CHECKED", 1)
+    exact = training.exact(1)
+    gpu_training.check_autocast("cpu", exact)
+    name = "body.blocks.1.pointwise2.weight"
+    with pytest.raises(AssertionError, match=f"bf16 step, eager: {name}"):
+        plain = training.Step.gradients
+
+        def wrong(self: training.Step) -> dict[str, torch.Tensor]:
+            found = plain(self)
+            return {**found, name: -found[name]} if self.name == OURS else found
+
+        monkeypatch.setattr(training.Step, "gradients", wrong)
+        gpu_training.check_autocast("cpu", exact)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: benchmarks/gpu_check.sh runs it")
+def test_without_a_gpu_that_is_said_in_a_sentence(tmp_path: Path) -> None:
+    script = [str(render.ROOT / "benchmarks" / "gpu_check.sh"), str(tmp_path / "out")]
+    module = [sys.executable, "-m", "benchmarks.gpu_training", str(tmp_path / "out")]
+    for command in (script, module):
+        done = subprocess.run(
+            command, cwd=render.ROOT, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == 2 and said.count("\n") == 1 and "expected an NVIDIA GPU" in said, said
 
 
 def test_nothing_measured_is_said(tmp_path: Path) -> None:
