@@ -44,6 +44,7 @@ part() {
 cuda=0
 command -v nvcc > /dev/null && cuda=1
 # Two instruction sets are enough here, and build in half the time.
+# shellcheck disable=SC2329 # called through bash -c below
 build() {
     cmake -S . -B build/gpu -G Ninja -DAVSER_CUDA="$cuda" -DAVSER_ISAS="scalar;avx2;avx512_bf16" \
         -DPython_EXECUTABLE="$(command -v "$python")" -DAVSER_OUTPUT_DIR="$PWD/avser_fast" &&
@@ -53,7 +54,7 @@ export -f build
 export python cuda
 part build 240 bash -c build
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-part tests 200 "$python" -m pytest -q -x tests/test_training_ops.py tests/test_training_modes.py -k "cuda or graph" -p no:cacheprovider
+part tests 200 "$python" -m pytest -q tests/test_training_ops.py tests/test_training_modes.py -k "cuda or graph" -m "not slow" -p no:cacheprovider
 part log_mel 60 "$python" -m pytest -q tests/test_ops.py -k cuda -p no:cacheprovider
 part training 240 "$python" -m benchmarks.gpu_training "$out"
 exit "$failed"

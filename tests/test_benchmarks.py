@@ -339,6 +339,43 @@ def test_rendered_tables(results: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "PyTorch compiled was not run: slow." in details
 
 
+def test_goals_of_a_gpu_where_parts_are_missing() -> None:
+    assert {v["measured"] for v in gpu_training.ratios({"failed": {"pair": "x"}}).values()} == {None}
+    times = {n: {"median_ms": v} for n, v in (("avser_fast", 2.0), (gpu_training.EAGER, 7.0))}
+    step = {"times": times, "peak_mb": {"avser_fast": 30.0, gpu_training.EAGER: 100.0}}
+    found = {name: v["measured"] for name, v in gpu_training.ratios({"step": step}).items()}
+    assert found["step over eager AMP"] == 3.5 and found["peak memory as a share of eager's"] == 0.3
+    assert found["step over torch.compile"] is None and found["depthwise and pointwise over cuDNN"] is None
+
+
+def test_a_bf16_step_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_training, "CHECKED", 1)
+    exact = training.exact(1)
+    gpu_training.check_autocast("cpu", exact)
+    name = "body.blocks.1.pointwise2.weight"
+    with pytest.raises(AssertionError, match=f"bf16 step, eager: {name}"):
+        plain = training.Step.gradients
+
+        def wrong(self: training.Step) -> dict[str, torch.Tensor]:
+            found = plain(self)
+            return {**found, name: -found[name]} if self.name == OURS else found
+
+        monkeypatch.setattr(training.Step, "gradients", wrong)
+        gpu_training.check_autocast("cpu", exact)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: benchmarks/gpu_check.sh runs it")
+def test_without_a_gpu_that_is_said_in_a_sentence(tmp_path: Path) -> None:
+    script = [str(render.ROOT / "benchmarks" / "gpu_check.sh"), str(tmp_path / "out")]
+    module = [sys.executable, "-m", "benchmarks.gpu_training", str(tmp_path / "out")]
+    for command in (script, module):
+        done = subprocess.run(
+            command, cwd=render.ROOT, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True
+        )
+        said = done.stdout + done.stderr
+        assert done.returncode == 2 and said.count("\n") == 1 and "expected an NVIDIA GPU" in said, said
+
+
 def test_nothing_measured_is_said(tmp_path: Path) -> None:
     assert render.speed_table(tmp_path) == "Not measured yet."
     assert "Not measured yet." in render.details(tmp_path)
@@ -368,18 +405,6 @@ def test_the_most_specific_goal_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert goals.goal({**facts, "group": "b"}) is None
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: benchmarks/gpu_check.sh runs it")
-def test_without_a_gpu_that_is_said_in_a_sentence(tmp_path: Path) -> None:
-    script = [str(render.ROOT / "benchmarks" / "gpu_check.sh"), str(tmp_path / "out")]
-    module = [sys.executable, "-m", "benchmarks.gpu_training", str(tmp_path / "out")]
-    for command in (script, module):
-        environment = {**os.environ, "PYTHON": sys.executable}
-        done = subprocess.run(command, cwd=render.ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 2, done.stderr
-        said = done.stdout + done.stderr
-        assert said.count("\n") == 1 and "expected an NVIDIA GPU that torch can use, found none" in said
-
-
 def test_a_wrong_gradient_keeps_a_training_step_out_of_the_table() -> None:
     exact = training.exact(1)
     found = training.Step(training.OURS, 1, dropout=False).gradients()
@@ -389,18 +414,3 @@ def test_a_wrong_gradient_keeps_a_training_step_out_of_the_table() -> None:
         training.check_gradients({**found, name: -found[name]}, exact)
     with pytest.raises(AssertionError, match="expected gradients of"):
         training.check_gradients({n: v for n, v in found.items() if n != name}, exact)
-
-
-def test_goals_of_a_gpu() -> None:
-    """From what was measured; a contender that is missing is no success."""
-    times = {"avser_fast": {"median_ms": 2.0}, gpu_training.EAGER: {"median_ms": 7.0}}
-    step = {"times": times, "peak_mb": {"avser_fast": 30.0, gpu_training.EAGER: 100.0}}
-    pair = {"bfloat16": {"avser_fast": {"median_ms": 1.0}, "cuDNN": {"median_ms": 2.5}}}
-    found = {name: value["measured"] for name, value in gpu_training.ratios(step, pair).items()}
-    assert found == {
-        "step over eager AMP": 3.5,
-        "step over torch.compile": None,
-        "depthwise and pointwise over cuDNN": 2.5,
-        "peak memory as a share of eager's": 0.3,
-    }
-    assert set(found) == set(goals.GPU_GOALS)
