@@ -17,7 +17,7 @@ from .harness import Bench, device
 
 ROOT = Path(__file__).resolve().parents[1]
 #: The tests that say whether our numbers are right.
-TESTS = ["tests", "-q", "-x", "-m", "not slow", "-k", "golden or engine"]
+TESTS = ["tests", "-q", "-x", "-m", "not slow", "-k", "golden or engine or training_ops"]
 QUICK_S, FULL_S = 1.0, 25.0
 
 

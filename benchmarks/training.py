@@ -1,6 +1,7 @@
 """A training step of the published network: ours, PyTorch eager and torch.compile on the same weights and clips.
 
-``python -m benchmarks.training NAME [DEVICE]`` prints the peak memory of one contender's steps in a process of its own.
+``python -m benchmarks.training NAME UTTERANCES`` prints the peak memory of one contender's steps, in a process of its
+own.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ A ``*_backward`` op is differentiated no further: asking for it raises, and name
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -133,7 +133,7 @@ def _convolution_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
     ctx.save_for_backward(x, first, second, mean, scale, shift, y, y_mean)
 
 
-def _of_output(ctx: Any, grads: Sequence[Tensor | None], y: Tensor, y_mean: Tensor) -> tuple[Tensor, ...]:
+def _of_output(grads: Sequence[Tensor | None], y: Tensor, y_mean: Tensor) -> tuple[Tensor, ...]:
     """What the backward of a convolution reads first: the gradients of its three outputs, and two of these."""
     grad, grad_mean, grad_var = grads
     grad = torch.zeros_like(y) if grad is None else grad
@@ -141,55 +141,34 @@ def _of_output(ctx: Any, grads: Sequence[Tensor | None], y: Tensor, y_mean: Tens
     return grad, zero if grad_mean is None else grad_mean, zero if grad_var is None else grad_var, y, y_mean
 
 
-def _strided_grad(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    x, weight, bias, mean, scale, shift, y, y_mean = ctx.saved_tensors
-    need = ctx.needs_input_grad
-    dx, dweight, dbias, dscale, dshift = _ops.strided_conv2d_backward(
-        *_of_output(ctx, grads, y, y_mean),
-        x,
-        weight,
-        mean,
-        scale,
-        shift,
-        ctx.relu,
-        need[0] or any(need[3:6]),
-        need[1] or need[2],
-    )
-    return (
-        _given(need[0], dx, x),
-        _given(need[1], dweight, weight),
-        _given(need[2], dbias, bias),
-        _minus(scale, dshift) if need[3] else None,
-        _given(need[4], dscale, scale),
-        _given(need[5], dshift, shift),
-        None,
-    )
+def _convolution_grad(backward: Any, weights: int) -> Callable[..., tuple[Any, ...]]:
+    """The derivative of a convolution whose backward op reads the first ``weights`` of its two tensors of weights."""
 
+    def grad(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        x, first, second, mean, scale, shift, y, y_mean = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        dx, dfirst, dsecond, dscale, dshift = backward(
+            *_of_output(grads, y, y_mean),
+            x,
+            *(first, second)[:weights],
+            mean,
+            scale,
+            shift,
+            ctx.relu,
+            need[0] or any(need[3:6]),
+            need[1] or need[2],
+        )
+        return (
+            _given(need[0], dx, x),
+            _given(need[1], dfirst, first),
+            _given(need[2], dsecond, second),
+            _minus(scale, dshift) if need[3] else None,
+            _given(need[4], dscale, scale),
+            _given(need[5], dshift, shift),
+            None,
+        )
 
-def _separable_grad(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-    x, depthwise, pointwise, mean, scale, shift, y, y_mean = ctx.saved_tensors
-    need = ctx.needs_input_grad
-    dx, ddepthwise, dpointwise, dscale, dshift = _ops.separable_conv2d_backward(
-        *_of_output(ctx, grads, y, y_mean),
-        x,
-        depthwise,
-        pointwise,
-        mean,
-        scale,
-        shift,
-        ctx.relu,
-        need[0] or any(need[3:6]),
-        need[1] or need[2],
-    )
-    return (
-        _given(need[0], dx, x),
-        _given(need[1], ddepthwise, depthwise),
-        _given(need[2], dpointwise, pointwise),
-        _minus(scale, dshift) if need[3] else None,
-        _given(need[4], dscale, scale),
-        _given(need[5], dshift, shift),
-        None,
-    )
+    return grad
 
 
 def _low(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Any, ...]:
@@ -199,8 +178,8 @@ def _low(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Any, ...]:
     )
 
 
-autograd("strided_conv2d", _strided_grad, _convolution_context)
-autograd("separable_conv2d", _separable_grad, _convolution_context)
+autograd("strided_conv2d", _convolution_grad(_ops.strided_conv2d_backward, 1), _convolution_context)
+autograd("separable_conv2d", _convolution_grad(_ops.separable_conv2d_backward, 2), _convolution_context)
 autocast("strided_conv2d", lambda dtype, *a: (*_low(dtype, *a[:3]), *a[3:]))
 autocast("separable_conv2d", lambda dtype, *a: (*_low(dtype, *a[:3]), *a[3:]))
 
@@ -318,8 +297,7 @@ def _(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 
 def _layer_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    heads, ctx.dropout, seed, ctx.eps = inputs[13:]
-    ctx.heads = heads
+    ctx.heads, ctx.dropout, seed, ctx.eps = inputs[13:]
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # no zeros for what has no gradient
     ctx.save_for_backward(*inputs[:13], seed, *output[1:])
