@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 OK, FAILED, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 PROGRAM = "avser-fast"
 #: Commands of the training package, which is part of a source checkout and not of a slim installation.
-TRAINING = {"train": "train a model on a corpus", "evaluate": "evaluate a training protocol on a corpus"}
+TRAINING = {
+    "prepare": "check a corpus and turn it into what training reads",
+    "train": "train a model on a corpus",
+    "evaluate": "evaluate a training protocol on a corpus",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""``python -m python_training train|evaluate|report``."""
+"""``python -m python_training prepare|synthesize|train|evaluate|report``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from avser_fast.errors import AvserError
 
-DATASETS = ("emodb4",)
+from .data.command import Bars, add_parsers
+from .data.shipped import FOLDER, SHIPPED
 
 
 def _value(text: str) -> Any:
@@ -45,17 +47,24 @@ def _bar(total: int, unit: str, quiet: bool) -> Any:
     return tqdm(total=total, unit=unit, disable=quiet, file=sys.stderr)
 
 
-def _corpus(arguments: argparse.Namespace, settings: Any) -> Any:
-    from .data import compute_features
-    from .data.emodb import LABELS, load_emodb
+def _prepared(arguments: argparse.Namespace) -> Any:
+    """The corpus of --dataset: a folder that `prepare` wrote, or one that comes with the project, prepared now."""
+    from .data import PreparedCorpus
+    from .data.shipped import shipped_corpus
 
-    utterances = load_emodb(arguments.data)
-    with _bar(len(utterances), "utterance", arguments.quiet) as bar:
-        bar.set_description("features")
-        front_end = settings.front_end.front_end()
-        return compute_features(
-            utterances, LABELS, front_end, lambda done, total: bar.update(), settings.augmentation.speeds
-        )
+    if arguments.dataset in SHIPPED:
+        with ExitStack() as stack:
+            bars = Bars(stack, arguments.quiet)
+            return shipped_corpus(arguments.dataset, arguments.prepared, arguments.data, bars)
+    if arguments.data is not None:
+        raise AvserError(f"--data: expected one of {', '.join(SHIPPED)} as --dataset, got {arguments.dataset}")
+    return PreparedCorpus(Path(arguments.dataset))
+
+
+def _corpus(arguments: argparse.Namespace, settings: Any) -> Any:
+    from .data.feature_set import FeatureSet
+
+    return FeatureSet.of(_prepared(arguments), settings.front_end.front_end(), settings.augmentation.speeds)
 
 
 def _epoch_progress(bar: Any) -> Callable[[int, int, dict[str, float]], None]:
@@ -99,23 +108,23 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def _evaluate_model(arguments: argparse.Namespace) -> int:
     import avser_fast
 
-    from .data.emodb import LABELS, load_emodb
     from .metrics import confusion_matrix, unweighted_accuracy, weighted_accuracy
 
     recognizer = avser_fast.load(arguments.model)
     labels = list(recognizer.info()["labels"])
-    if set(labels) != set(LABELS):
+    corpus = _prepared(arguments)
+    if set(labels) != set(corpus.labels):
         raise AvserError(
-            f"{arguments.model}: expected a model of the classes {', '.join(LABELS)}, got {', '.join(labels)}"
+            f"{arguments.model}: expected a model of the classes {', '.join(corpus.labels)}, got {', '.join(labels)}"
         )
-    utterances = load_emodb(arguments.data)
+    utterances = [corpus.utterances[i] for i in corpus.with_speech]
     with _bar(len(utterances), "utterance", arguments.quiet) as bar:
         results = []
-        for utterance in utterances:
-            results += recognizer.infer([utterance.path])
+        for i in corpus.with_speech:
+            results += recognizer.infer([corpus.item(i)])
             bar.update()
     truth = [u.label for u in utterances]
-    matrix = confusion_matrix(truth, [LABELS.index(r.label) for r in results], len(LABELS))
+    matrix = confusion_matrix(truth, [corpus.labels.index(r.label) for r in results], len(corpus.labels))
     print(f"{arguments.model} on {arguments.dataset}: {len(utterances)} utterances")
     print(f"WA {100 * weighted_accuracy(matrix):.1f} %   UA {100 * unweighted_accuracy(matrix):.1f} %")
     trained_on = set((recognizer.info().get("protocol") or {}).get("training_speakers", []))
@@ -168,8 +177,11 @@ def _parser() -> argparse.ArgumentParser:
     def common(name: str, function: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
         command.set_defaults(run=function)
-        command.add_argument("--dataset", choices=DATASETS, required=True)
-        command.add_argument("--data", type=Path, help="folder of the recordings (default: the one in the project)")
+        command.add_argument(
+            "--dataset", required=True, help=f"{', '.join(SHIPPED)} (shipped), or a folder that `prepare` wrote"
+        )
+        command.add_argument("--data", type=Path, help="recordings of a shipped corpus (default: the project's)")
+        command.add_argument("--prepared", type=Path, default=FOLDER, help="where a shipped corpus is prepared")
         command.add_argument("--config", default="mdscm-small", help="name in configs/ or path of a TOML file")
         command.add_argument(
             "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one setting"
@@ -178,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--quiet", action="store_true", help="no progress bar")
         return command
 
+    add_parsers(commands)
     command = common("train", train)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument(

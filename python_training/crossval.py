@@ -20,7 +20,7 @@ from torch import Tensor
 from avser_fast import nn
 from avser_fast.inference.weights import write_bytes
 
-from .data import FeatureSet
+from .data.feature_set import FeatureSet
 from .precisions import low_precisions
 from .settings import Settings
 from .train import halves, score, train

@@ -23,8 +23,9 @@ from avser_fast import __version__, nn
 from avser_fast.config import MDSCM, ClipRule, ModelSpec
 
 from .crossval import write_json
-from .data import CropSampler, FeatureSet, compute_features, load_emodb
-from .data.emodb import LABELS
+from .data.crops import CropSampler
+from .data.feature_set import FeatureSet
+from .data.shipped import FOLDER, shipped_corpus
 from .metrics import confusion_matrix, unweighted_accuracy
 from .settings import Settings, load_settings
 from .train import _class_weights, _loss, _optimizer, learning_rate, score
@@ -203,10 +204,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--speaker", default=SPEAKER, help="held out")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--prepared", type=Path, default=FOLDER, help="where the corpus is prepared")
     given = parser.parse_args(arguments)
     results: dict[str, Any] = {}
     for name, settings in members().items():
-        corpus = compute_features(load_emodb(), LABELS, settings.front_end.front_end())
+        corpus = FeatureSet.of(shipped_corpus("emodb4", given.prepared), settings.front_end.front_end())
         results[name] = compare(
             settings,
             corpus.subset(lambda u: u.speaker != given.speaker),

@@ -13,7 +13,7 @@ import avser_fast
 from avser_fast.inference.convert import HEADROOM
 from avser_fast.inference.weights import write_bytes
 
-from .data import FeatureSet
+from .data.feature_set import FeatureSet
 from .precisions import precision_table, ranges_of
 from .report import compare, compare_table, read_run, summarize, text_report
 from .settings import Settings

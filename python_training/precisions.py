@@ -15,7 +15,7 @@ from avser_fast.inference.features import clips_and_table
 from avser_fast.inference.recognizer import CLIPS_AT_ONCE
 from avser_fast.precision import PRECISIONS
 
-from .data import FeatureSet
+from .data.feature_set import FeatureSet
 
 LOW = PRECISIONS[1:]
 

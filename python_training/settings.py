@@ -11,7 +11,7 @@ from typing import Any
 
 from avser_fast.config import MDSCM, ClipRule, ConfigError, FrontEnd
 
-from .data import Augmentation
+from .data.augment import Augmentation
 
 if sys.version_info >= (3, 11):
     import tomllib

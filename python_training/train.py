@@ -16,7 +16,8 @@ from torch import Tensor
 from avser_fast import nn, reference
 from avser_fast.config import MDSCM, ModelSpec
 
-from .data import CropSampler, FeatureSet, augment
+from .data.crops import CropSampler, augment
+from .data.feature_set import FeatureSet
 from .metrics import confusion_matrix, unweighted_accuracy
 from .settings import Settings
 

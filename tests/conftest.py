@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from avser_fast import cli
+from python_training.data import PreparedCorpus
+from python_training.data.shipped import shipped_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,6 +20,12 @@ def emodb() -> Path:
     folder = ROOT / "data" / "emodb4"
     assert any(folder.glob("*.flac")), f"{folder}: expected recordings"
     return folder
+
+
+@pytest.fixture(scope="session")
+def prepared_emodb(tmp_path_factory: pytest.TempPathFactory) -> PreparedCorpus:
+    """The same recordings, prepared."""
+    return shipped_corpus("emodb4", tmp_path_factory.mktemp("prepared"))
 
 
 @pytest.fixture

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from small_corpus import two_per_class
 
 from avser_fast import nn
 from avser_fast.ops import backends
 from python_training import equivalence
-from python_training.data import FeatureSet, compute_features, load_emodb
-from python_training.data.emodb import LABELS
+from python_training.data import PreparedCorpus, shipped
+from python_training.data.emodb import read_emodb
+from python_training.data.feature_set import FeatureSet
 from python_training.equivalence import FUSED, REFERENCES, compare, judge, members, train_steps
 
 pytestmark = pytest.mark.skipif(backends.INTERPRETED, reason="minutes in the interpreter")
@@ -22,13 +24,8 @@ STEPS = 30
 
 
 @pytest.fixture(scope="module")
-def corpus() -> FeatureSet:
-    """Two utterances per class of four speakers."""
-    chosen = []
-    for speaker in ("03", "08", "10", "12"):
-        for label in range(4):
-            chosen += [u for u in load_emodb() if u.speaker == speaker and u.label == label][:2]
-    return compute_features(chosen, LABELS, members()["mdscm-small"].front_end.front_end())
+def corpus(prepared_emodb: PreparedCorpus) -> FeatureSet:
+    return two_per_class(FeatureSet.of(prepared_emodb, members()["mdscm-small"].front_end.front_end()))
 
 
 def _split(corpus: FeatureSet) -> tuple[FeatureSet, FeatureSet]:
@@ -84,11 +81,16 @@ def test_a_wrong_gradient_is_seen(corpus: FeatureSet, monkeypatch: pytest.Monkey
     assert not judge(runs)["within"]
 
 
-def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    utterances = [u for u in load_emodb() if u.speaker in ("03", "08")][::8]
-    monkeypatch.setattr(equivalence, "load_emodb", lambda: utterances)
+def test_command_line(
+    emodb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "corpus"
+    data.mkdir()
+    for path in [p for p in sorted(emodb.iterdir()) if p.name[:2] in ("03", "08")][::8]:
+        (data / path.name).symlink_to(path)
+    monkeypatch.setitem(shipped.SHIPPED, "emodb4", lambda _: read_emodb(data))
     path = tmp_path / "new" / "equivalence.json"
-    code = equivalence.main(["--steps", "2", "--output", str(path)])
+    code = equivalence.main(["--steps", "2", "--output", str(path), "--prepared", str(tmp_path)])
     content = json.loads(path.read_text(encoding="utf-8"))
     assert code == (0 if all(n["within"] for n in content["networks"].values()) else 1)
     assert content["steps"] == 2 and set(content["networks"]) == set(members())

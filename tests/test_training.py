@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_corpus import SPEAKERS, two_per_class
 
 import avser_fast
 from avser_fast import nn
 from avser_fast.errors import ConfigError
 from python_training import crossval, precisions, report
 from python_training.__main__ import main
-from python_training.data import Augmentation, CropSampler, FeatureSet, augment, compute_features, load_emodb
-from python_training.data.emodb import LABELS
+from python_training.data import PreparedCorpus
+from python_training.data.augment import Augmentation
+from python_training.data.crops import CropSampler, augment
+from python_training.data.feature_set import FeatureSet
 from python_training.metrics import confusion_matrix, unweighted_accuracy, weighted_accuracy
 from python_training.settings import CONFIGS, Settings, load_settings
 from python_training.train import _loss, halves, learning_rate, train
@@ -38,7 +41,6 @@ TINY = {
     "optimisation.warmup_epochs": 1,
     "optimisation.refit": False,
 }
-SPEAKERS = ("03", "08", "10", "12")
 
 
 @pytest.fixture(scope="module")
@@ -47,34 +49,8 @@ def settings() -> Settings:
 
 
 @pytest.fixture(scope="module")
-def corpus(settings: Settings) -> FeatureSet:
-    """Two utterances per class of four speakers."""
-    chosen = []
-    for speaker in SPEAKERS:
-        for label in range(4):
-            chosen += [u for u in load_emodb() if u.speaker == speaker and u.label == label][:2]
-    return compute_features(chosen, LABELS, settings.front_end.front_end())
-
-
-def test_emodb_is_whole() -> None:
-    utterances = load_emodb()
-    counts = {
-        s: [sum(u.speaker == s and u.label == c for u in utterances) for c in range(4)]
-        for s in {u.speaker for u in utterances}
-    }
-    assert counts == {
-        "03": [14, 7, 11, 7], "08": [12, 11, 10, 9], "09": [13, 4, 9, 4], "10": [10, 4, 4, 3], "11": [11, 8, 9, 7],
-        "12": [12, 2, 4, 4], "13": [12, 10, 9, 5], "14": [16, 8, 7, 10], "15": [13, 6, 11, 4], "16": [14, 11, 5, 9],
-    }  # fmt: skip
-    assert len(utterances) == 339
-
-
-def test_foreign_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected EMO-DB recordings .*, got none"):
-        load_emodb(tmp_path)
-    (tmp_path / "hello.wav").touch()
-    with pytest.raises(ValueError, match="hello.wav: expected an EMO-DB name such as 03a01Fa, got hello"):
-        load_emodb(tmp_path)
+def corpus(settings: Settings, prepared_emodb: PreparedCorpus) -> FeatureSet:
+    return two_per_class(FeatureSet.of(prepared_emodb, settings.front_end.front_end()))
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda p: p.stem)
@@ -397,14 +373,16 @@ def test_nested_choice_uses_validation_speakers_only(tmp_path: Path) -> None:
     assert "| good | 1 | 100.0 | 100.0 |" in report.compare_table(comparison)
 
 
-def test_command_line_trains_evaluates_and_labels_leakage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_trains_evaluates_and_labels_leakage(
+    emodb: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = [a for key, value in TINY.items() for a in ("--set", f"{key}={json.dumps(value)}")]
     data = tmp_path / "corpus"
     data.mkdir()
-    for utterance in load_emodb():
-        if utterance.speaker in SPEAKERS[:3] and utterance.path.stem[2:5] in ("a01", "b01", "a02"):
-            (data / utterance.path.name).write_bytes(utterance.path.read_bytes())
-    common = ["--dataset", "emodb4", "--data", str(data), "--quiet", *small]
+    for path in emodb.glob("*.flac"):
+        if path.stem[:2] in SPEAKERS[:3] and path.stem[2:5] in ("a01", "b01", "a02"):
+            (data / path.name).write_bytes(path.read_bytes())
+    common = ["--dataset", "emodb4", "--data", str(data), "--prepared", str(tmp_path / "p"), "--quiet", *small]
     assert main(["evaluate", *common, "--seeds", "0,1", "--out", str(tmp_path / "loso")]) == 0
     printed = capsys.readouterr().out
     assert "| int8 | " in printed
@@ -431,7 +409,8 @@ def test_command_line_trains_evaluates_and_labels_leakage(tmp_path: Path, capsys
     page = (tmp_path / "m.md").read_text()
     assert "| precision | UA % | same decision as float32 % |" in page and "| bf16 | " in page
     assert "CC0-1.0" in page and "mean of seeds" in page and "| loso | 2 |" in page
-    assert main(["evaluate", "--dataset", "emodb4", "--data", str(tmp_path), "--quiet"]) == 1
+    (tmp_path / "empty").mkdir()
+    assert main(["evaluate", "--dataset", "emodb4", "--data", str(tmp_path / "empty"), "--quiet"]) == 1
     assert "expected EMO-DB recordings" in capsys.readouterr().err
     assert main(["evaluate", *common, "--set", "lr=3"]) == 1
     assert "expected SECTION.KEY=VALUE" in capsys.readouterr().err

@@ -1,9 +1,25 @@
-"""Corpora and the batches made from them."""
+"""Corpora: from raw folders (``corpora``) over prepared ones (``prepare``, ``prepared``) to batches (``batches``).
+
+Preparing and reading need no torch; ``feature_set``, ``crops`` and ``batches`` make tensors.
+"""
 
 from __future__ import annotations
 
-from .batches import Augmentation, CropSampler, augment
-from .emodb import load_emodb
-from .utterance import FeatureSet, Utterance, compute_features
+from .corpora import CORPORA, read_corpus
+from .corpus import LABELS, Classes, Corpus, FaceSource, Fault, Utterance
+from .prepare import Prepared, prepare
+from .prepared import PreparedCorpus
 
-__all__ = ["Augmentation", "CropSampler", "FeatureSet", "Utterance", "augment", "compute_features", "load_emodb"]
+__all__ = [
+    "CORPORA",
+    "LABELS",
+    "Classes",
+    "Corpus",
+    "FaceSource",
+    "Fault",
+    "Prepared",
+    "PreparedCorpus",
+    "Utterance",
+    "prepare",
+    "read_corpus",
+]

@@ -1,114 +1,300 @@
-"""Random crops of utterances and their augmentation, seeded."""
+"""Seeded batches of speech and faces.
+
+What stands in a batch follows from the seed and the number of the step alone, and so does every random number of its
+augmentation: the stream is the same with any number of workers, cut among any number of processes, and when it is
+taken up in the middle of an epoch.  There is no state to save but the number of the step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from avser_fast.config import ClipRule, FrontEnd
+from avser_fast.inference.features import engine_module
+
+from .augment import Augmentation, WaveformChange, augment_face, augment_features
+from .faces import FRAMES, to_unit
+from .features import compute_features
+from .prepared import PreparedCorpus
+
+# What a random stream is for; streams of different kinds share no number.
+_ORDER, _FACE_ORDER, _PARTNER, _SPEECH, _FACE = range(5)
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+class Draw(NamedTuple):
+    """One row of a batch: ``speech`` and ``face`` are indices into their corpora, ``position`` the row's place in the
+    epoch, ``partner`` (``face_partner``) the item that is mixed in."""
+
+    epoch: int
+    position: int
+    speech: int
+    partner: int
+    face: int | None = None
+    face_partner: int | None = None
+
+
+class Plan:
+    """Which items make which batch.
+
+    ``speech`` are the utterances that an epoch goes through once in random order; a rest smaller than a batch is left
+    out, another one in each epoch.  Every row also gets a face: that of its own utterance if ``paired``, else the next
+    one of ``faces``, which are gone through in random order again and again.  ValueError for nothing to draw from.
+    """
+
+    def __init__(
+        self,
+        speech: Sequence[int],
+        batch_size: int,
+        *,
+        seed: int,
+        faces: Sequence[int] = (),
+        paired: bool = False,
+    ):
+        if not speech:
+            raise ValueError("plan: expected at least one utterance with speech, got none")
+        if batch_size < 1:
+            raise ValueError(f"plan: batch_size: expected at least 1, got {batch_size}")
+        if paired and not set(speech) <= set(faces):
+            missing = sorted(set(speech) - set(faces))
+            raise ValueError(
+                f"plan: paired: expected a face for every utterance, got none for {len(missing)} of {len(speech)} "
+                f"(the first is number {missing[0]})"
+            )
+        self.speech, self.faces = np.asarray(speech), np.asarray(faces, dtype=np.int64)
+        self.batch_size = min(batch_size, len(self.speech))
+        self.seed, self.paired = seed, paired
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.speech) // self.batch_size
+
+    def _order(self, kind: int, number: int, items: np.ndarray) -> np.ndarray:
+        key = (kind, number)
+        if key not in self._orders:
+            # Neighbouring steps need at most two orders of each kind.
+            self._orders = {k: v for k, v in self._orders.items() if k[0] != kind or abs(k[1] - number) <= 1}
+            self._orders[key] = items[_generator(self.seed, kind, number).permutation(len(items))]
+        return self._orders[key]
+
+    def batch(self, step: int) -> list[Draw]:
+        """The rows of global step ``step``, counted from 0 over all epochs."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        order = self._order(_ORDER, epoch, self.speech)
+        first = at * self.batch_size
+        speech = order[first : first + self.batch_size]
+        partners = speech[_generator(self.seed, _PARTNER, step).permutation(self.batch_size)]
+        faces: list[int | None] = [None] * self.batch_size
+        face_partners = faces
+        if self.paired:
+            faces, face_partners = [int(i) for i in speech], [int(i) for i in partners]
+        elif len(self.faces):
+            counted = range(step * self.batch_size, (step + 1) * self.batch_size)
+            n = len(self.faces)
+            faces = [int(self._order(_FACE_ORDER, k // n, self.faces)[k % n]) for k in counted]
+            swap = _generator(self.seed, _PARTNER, step, 1).permutation(self.batch_size)
+            face_partners = [faces[i] for i in swap]
+        return [
+            Draw(epoch, first + row, int(speech[row]), int(partners[row]), faces[row], face_partners[row])
+            for row in range(self.batch_size)
+        ]
+
+    def rows(self, step: int, rank: int = 0, world: int = 1) -> list[Draw]:
+        """The rows of process ``rank`` of ``world``: its equal, contiguous part of the batch."""
+        if self.batch_size % world:
+            raise ValueError(f"plan: expected a batch size that {world} processes can share, got {self.batch_size}")
+        part = self.batch_size // world
+        return self.batch(step)[rank * part : (rank + 1) * part]
+
+
+class Batch(NamedTuple):
+    """N rows of L clips: ``clips`` (N, L, channels, clip_frames, bands) float32, ``valid`` (N, L) the clips that vote,
+    ``labels`` (N,) and ``targets`` (N, classes), which are soft where samples were mixed.  The same of the faces:
+    ``faces`` (N, frames, 1, 224, 40) in [-1, 1]; None without faces."""
+
+    clips: Tensor
+    valid: Tensor
+    labels: Tensor
+    targets: Tensor
+    faces: Tensor | None = None
+    face_labels: Tensor | None = None
+    face_targets: Tensor | None = None
+
+    def pin_memory(self) -> Batch:
+        return Batch._make(None if x is None else x.pin_memory() for x in self)
 
 
 @dataclass(frozen=True)
-class Augmentation:
-    """Applied to each crop.  Warps are relative: 0.1 draws a factor from 0.9 to 1.1.
+class _Sample:
+    clips: np.ndarray
+    valid: np.ndarray
+    label: int
+    target: np.ndarray
+    faces: np.ndarray | None = None
+    face_label: int = 0
+    face_target: np.ndarray | None = None
 
-    ``time_warp`` stretches time, ``band_warp`` shifts vocal-tract length (linear on the mel axis), ``band_mask`` and
-    ``time_mask`` are the largest widths of two masks each (SpecAugment), ``level`` is the standard deviation of a
-    shift of the
-    whole crop and ``noise`` that of white noise on the features, both in units of the normalised features; ``mixup`` is
-    the largest share of another crop of the batch (0: off, at most 0.5).  ``speeds`` are the copies of every recording
-    (``compute_features``) that crops are drawn from besides the original.
+
+class Samples(Dataset[_Sample]):
+    """From a row of a plan to what a network sees.
+
+    ``front_end`` brings the normalisation, measured on training speakers.  ``crops``: one crop of ``clip_frames`` at a
+    random place (short utterances are padded at random) instead of the clips of ``clip_rule``.  ``face_frames`` are the
+    evenly spaced frames of a face that are used.  ``faces`` may be another corpus than ``speech``: their classes
+    must be the same, in the same order.
     """
 
-    time_warp: float = 0.0
-    band_warp: float = 0.0
-    band_mask: int = 0
-    time_mask: int = 0
-    level: float = 0.0
-    noise: float = 0.0
-    mixup: float = 0.0
-    speeds: tuple[float, ...] = ()
+    def __init__(
+        self,
+        speech: PreparedCorpus,
+        front_end: FrontEnd,
+        clip_rule: ClipRule,
+        *,
+        seed: int,
+        crops: bool = False,
+        augmentation: Augmentation | None = None,
+        faces: PreparedCorpus | None = None,
+        face_frames: int = FRAMES,
+    ):
+        if not crops and clip_rule.clips is None:
+            raise ValueError("samples: clip_rule: expected a fixed number of clips, got as many as an utterance needs")
+        if faces is not None and faces.labels != speech.labels:
+            raise ValueError(
+                f"samples: expected faces of the classes {', '.join(speech.labels)}, got {', '.join(faces.labels)} "
+                f"({faces.folder})"
+            )
+        if not 1 <= face_frames <= FRAMES:
+            raise ValueError(f"samples: face_frames: expected 1 to {FRAMES}, got {face_frames}")
+        self.speech, self.faces = speech, faces
+        self.front_end, self.clip_rule = front_end, clip_rule
+        self.seed, self.crops = seed, crops
+        self.augmentation = augmentation or Augmentation()
+        self.face_frames = face_frames
+        self._features = {s: speech.features(front_end, s) for s in (1.0, *self.augmentation.speeds)}
+
+    def __getitem__(self, draw: Draw) -> _Sample:
+        speech = self._mixed(draw, _SPEECH, draw.speech, draw.partner)
+        if draw.face is None or self.faces is None:
+            return _Sample(*speech)
+        faces, _, face_label, face_target = self._mixed(draw, _FACE, draw.face, draw.face_partner or 0)
+        return _Sample(*speech, faces, face_label, face_target)
+
+    def _mixed(self, draw: Draw, kind: int, item: int, partner: int) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
+        corpus = self.speech if kind == _SPEECH else self.faces
+        assert corpus is not None
+        make = self._clips if kind == _SPEECH else self._face
+        one_hot = np.eye(len(corpus.labels), dtype=np.float32)
+        label = corpus.utterances[item].label
+        values, valid = make(item, _generator(self.seed, kind, draw.epoch, draw.position, 0))
+        target = one_hot[label]
+        if self.augmentation.mixup:
+            rng = _generator(self.seed, kind, draw.epoch, draw.position, 1)
+            other, also = make(partner, rng)
+            share = np.float32(1.0 - self.augmentation.mixup * rng.random())
+            values, valid = values * share + other * (1 - share), valid | also
+            target = target * share + one_hot[corpus.utterances[partner].label] * (1 - share)
+        return values, valid, label, target
+
+    def _clips(self, item: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        settings = self.augmentation
+        speeds = list(self._features)
+        speed = speeds[int(rng.integers(len(speeds)))]
+        change = WaveformChange.draw(settings, self.front_end.sampling_rate, rng) if settings.of_waveform else None
+        if change is None or change.nothing:
+            values = self._features[speed][item]
+            if values is None:
+                raise ValueError(f"{self.speech.utterances[item].key}: expected speech, this utterance has none")
+        else:
+            waveform = change.apply(self.speech.waveform(item), rng)
+            values = compute_features(waveform, self.front_end, speed, change.vtlp)
+        engine = engine_module()
+        front, rule = self.front_end, self.clip_rule
+        values = np.asarray(engine.normalize(values, front.normalization, front.mean, front.std))
+        if self.crops:
+            clips, valid = _crop(values, rule.clip_frames, rng)[None], np.ones(1, dtype=bool)
+        else:
+            clips, valid = engine.frame_clips(values, rule.clips, rule.clip_frames, rule.rule)
+        return augment_features(np.asarray(clips), settings, rng), np.asarray(valid)
+
+    def _face(self, item: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        assert self.faces is not None
+        stored = self.faces.face(item)
+        chosen = [len(stored) * (2 * i + 1) // (2 * self.face_frames) for i in range(self.face_frames)]
+        frames = augment_face(to_unit(stored[chosen]), self.augmentation, rng)
+        return frames[:, None], np.ones(len(frames), dtype=bool)
 
 
-class CropSampler:
-    """Batches of random crops: every utterance once per epoch, in an order drawn from ``generator``.
+def _crop(values: np.ndarray, frames: int, rng: np.random.Generator) -> np.ndarray:
+    """``frames`` frames of features (channels, T, bands) from a random place; shorter ones stand at a random place in
+    silence (0)."""
+    spare = values.shape[1] - frames
+    offset = int(rng.integers(0, abs(spare) + 1))
+    if spare >= 0:
+        return values[:, offset : offset + frames]
+    padded = np.zeros((values.shape[0], frames, values.shape[2]), np.float32)
+    padded[:, offset : offset + values.shape[1]] = values
+    return padded
 
-    ``features[i]`` are the copies of utterance i, of which one is drawn.
+
+def _collate(samples: list[_Sample]) -> Batch:
+    def stack(name: str) -> Tensor:
+        return torch.from_numpy(np.stack([getattr(s, name) for s in samples]))
+
+    def whole(name: str) -> Tensor:
+        return torch.tensor([getattr(s, name) for s in samples])
+
+    speech = (stack("clips"), stack("valid"), whole("label"), stack("target"))
+    if samples[0].faces is None:
+        return Batch(*speech)
+    return Batch(*speech, stack("faces"), whole("face_label"), stack("face_target"))
+
+
+class _Steps:
+    """The rows of one process, step after step: what a DataLoader calls a batch sampler."""
+
+    def __init__(self, plan: Plan, first: int, last: int, rank: int, world: int):
+        self.plan, self.first, self.last, self.rank, self.world = plan, first, last, rank, world
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return (self.plan.rows(step, self.rank, self.world) for step in range(self.first, self.last))
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+
+def batches(
+    plan: Plan,
+    samples: Samples,
+    *,
+    first: int = 0,
+    last: int,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """The batches of steps ``first`` to ``last`` (exclusive), counted over all epochs.
+
+    ``workers`` processes make them ahead of time; 0 makes them here.  ``rank`` of ``world`` gets its part of a batch.
     """
-
-    def __init__(self, features: Sequence[Sequence[Tensor]], targets: Tensor, clip_frames: int, batch_size: int):
-        self.features, self.targets = features, targets
-        self.clip_frames, self.batch_size = clip_frames, batch_size
-
-    def steps_per_epoch(self) -> int:
-        # The rest of an epoch that is smaller than half a batch would give batch norm too few samples: it is dropped.
-        full, rest = divmod(len(self.features), self.batch_size)
-        return max(1, full + (rest >= self.batch_size / 2))
-
-    def epoch(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (crops (N, channels, clip_frames, bands), targets (N,))."""
-        order = torch.randperm(len(self.features), generator=generator)
-        for step in range(self.steps_per_epoch()):
-            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            crops = [self._crop(self._copy(self.features[int(i)], generator), generator) for i in chosen]
-            yield torch.stack(crops), self.targets[chosen]
-
-    @staticmethod
-    def _copy(copies: Sequence[Tensor], generator: torch.Generator) -> Tensor:
-        return copies[int(torch.randint(0, len(copies), (1,), generator=generator))]
-
-    def _crop(self, features: Tensor, generator: torch.Generator) -> Tensor:
-        spare = features.shape[1] - self.clip_frames
-        offset = int(torch.randint(0, abs(spare) + 1, (1,), generator=generator))
-        if spare >= 0:
-            return features[:, offset : offset + self.clip_frames]
-        return F.pad(features, (0, 0, offset, -spare - offset))
-
-
-def _warp(crops: Tensor, time: Tensor, bands: Tensor) -> Tensor:
-    theta = torch.zeros(crops.shape[0], 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1] = bands, time
-    # The lowest band stays where it is: a longer vocal tract moves every resonance by the same factor.
-    theta[:, 0, 2] = bands - 1.0
-    grid = F.affine_grid(theta, list(crops.shape), align_corners=True)
-    return F.grid_sample(crops, grid, mode="bilinear", padding_mode="border", align_corners=True)
-
-
-def _mask(crops: Tensor, width: int, axis: int, generator: torch.Generator) -> Tensor:
-    n, size = crops.shape[0], crops.shape[axis]
-    widths = torch.randint(0, min(width, size) + 1, (n, 1), generator=generator)
-    starts = (torch.rand(n, 1, generator=generator) * (size - widths + 1)).long()
-    position = torch.arange(size)
-    hidden = (position >= starts) & (position < starts + widths)
-    shape = [n, 1, 1, 1]
-    shape[axis] = size
-    return crops.masked_fill(hidden.view(shape), 0.0)
-
-
-def augment(
-    crops: Tensor, targets: Tensor, settings: Augmentation, classes: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Augmented crops and soft targets (N, classes); all randomness comes from ``generator``."""
-    n = crops.shape[0]
-
-    def uniform(spread: float) -> Tensor:
-        return 1.0 + spread * (2.0 * torch.rand(n, generator=generator) - 1.0)
-
-    if settings.time_warp or settings.band_warp:
-        crops = _warp(crops, uniform(settings.time_warp), uniform(settings.band_warp))
-    if settings.level:
-        crops = crops + settings.level * torch.randn(n, 1, 1, 1, generator=generator)
-    if settings.noise:
-        crops = crops + settings.noise * torch.randn(crops.shape, generator=generator)
-    for width, axis in ((settings.band_mask, 3), (settings.time_mask, 2)):
-        for _ in range(2 if width else 0):
-            crops = _mask(crops, width, axis, generator)
-    soft = F.one_hot(targets, classes).to(crops.dtype)
-    if settings.mixup:
-        share = 1.0 - settings.mixup * torch.rand(n, generator=generator)
-        other = torch.randperm(n, generator=generator)
-        crops = crops * share.view(-1, 1, 1, 1) + crops[other] * (1.0 - share).view(-1, 1, 1, 1)
-        soft = soft * share.view(-1, 1) + soft[other] * (1.0 - share).view(-1, 1)
-    return crops, soft
+    steps = _Steps(plan, first, last, rank, world)
+    plan.rows(first, rank, world)  # an impossible split is said here, not in a worker
+    loader = DataLoader(
+        samples,
+        batch_sampler=steps,
+        collate_fn=_collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+    )
+    return iter(loader)

@@ -1,30 +1,20 @@
-"""What a corpus is to the trainer: labelled utterances and their features."""
+"""Utterances and their features in memory, the way cross-validation takes them apart."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from avser_fast import reference
-from avser_fast.config import INT16_SCALE, FrontEnd
-from avser_fast.inference.features import features as compute_array
-from avser_fast.inference.features import resample
+from avser_fast.config import FrontEnd
 
-
-@dataclass(frozen=True)
-class Utterance:
-    """One recording: ``label`` is an index into the corpus' class names, ``speaker`` whom evaluation must separate."""
-
-    key: str
-    path: Path
-    speaker: str
-    label: int
+from .corpus import Utterance
+from .prepared import PreparedCorpus
 
 
 @dataclass(frozen=True)
@@ -39,6 +29,26 @@ class FeatureSet:
     labels: tuple[str, ...]
     front_end: FrontEnd
     copies: tuple[tuple[Tensor, ...], ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        corpus: PreparedCorpus,
+        front_end: FrontEnd,
+        speeds: Sequence[float] = (),
+        progress: Callable[[int, int], None] | None = None,
+    ) -> FeatureSet:
+        """The utterances of a corpus with speech; each of ``speeds`` adds a copy of every recording (1.1 plays 10 %
+        faster)."""
+        own, *others = [corpus.features(front_end, speed, progress=progress) for speed in (1.0, *speeds)]
+        chosen = corpus.with_speech
+        return cls(
+            tuple(corpus.utterances[i] for i in chosen),
+            tuple(torch.from_numpy(own[i]) for i in chosen),
+            corpus.labels,
+            front_end,
+            tuple(tuple(torch.from_numpy(copy[i]) for copy in others) for i in chosen),
+        )
 
     @property
     def speakers(self) -> list[str]:
@@ -83,41 +93,3 @@ class FeatureSet:
         return [
             [reference.normalize(f, front_end) for f in (own, *others)] for own, others in zip(self.features, copies)
         ]
-
-
-def read_waveform(path: Path, sampling_rate: int) -> np.ndarray:
-    """Mono waveform (n,) float32 at int16 scale, resampled to ``sampling_rate``."""
-    import soundfile
-
-    samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
-    waveform = np.ascontiguousarray(samples.mean(axis=1)) * np.float32(INT16_SCALE)
-    return resample(waveform, rate, sampling_rate)
-
-
-def compute_features(
-    utterances: Sequence[Utterance],
-    labels: Sequence[str],
-    front_end: FrontEnd,
-    progress: Callable[[int, int], None] | None = None,
-    speeds: Sequence[float] = (),
-) -> FeatureSet:
-    """Read every recording and compute its log-mel features with the front end that inference uses.
-
-    Each of ``speeds`` adds a copy: 1.1 plays the recording 10 % faster, which raises pitch and formants as another
-    speaker's would be.  Normalisation is left to ``FeatureSet.normalized``, whose constants come from training
-    speakers.
-    """
-    plain = dataclasses.replace(front_end, normalization="none", mean=(), std=())
-    rate = front_end.sampling_rate
-
-    def compute(waveform: np.ndarray) -> Tensor:
-        return torch.from_numpy(compute_array(waveform, plain))
-
-    features, copies = [], []
-    for done, utterance in enumerate(utterances, start=1):
-        waveform = read_waveform(utterance.path, rate)
-        features.append(compute(waveform))
-        copies.append(tuple(compute(resample(waveform, round(rate * speed), rate)) for speed in speeds))
-        if progress is not None:
-            progress(done, len(utterances))
-    return FeatureSet(tuple(utterances), tuple(features), tuple(labels), front_end, tuple(copies))

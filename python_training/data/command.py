@@ -1,0 +1,194 @@
+"""The commands ``avser-fast prepare`` and ``python -m python_training synthesize``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from .boxes import Boxes, with_boxes, with_face_clips, without_faces
+from .corpora import CORPORA, read_corpus
+from .corpus import LABELS, Classes, Corpus
+from .iemocap import CLASSES as IEMOCAP_CLASSES
+from .prepare import prepare
+from .report import report_text
+
+OK, FAILED, SOME_FAILED = 0, 1, 3
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"expected different names separated by commas, got {text!r}")
+    return names
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, target = text.partition("=")
+    if not (name and equals and target):
+        raise argparse.ArgumentTypeError(f"expected FROM=TO, for example exc=hap, got {text!r}")
+    return name, target
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def add_parsers(commands: Any) -> None:
+    """Add ``prepare`` and ``synthesize`` to the subcommands of a parser."""
+    command = commands.add_parser(
+        "prepare",
+        help="check a corpus and turn it into what training reads",
+        description="Check a corpus, name every fault in it, and store its waveforms, features and faces for training.",
+        epilog="A corpus is: "
+        + "; ".join(f"{name}, ROOT is {what}" for name, (_, what) in CORPORA.items())
+        + ". What cannot be used is reported and left out, the rest is stored; the exit code is then 3.",
+    )
+    command.set_defaults(run=run_prepare)
+    command.add_argument("corpus", choices=CORPORA, metavar="CORPUS", help=", ".join(CORPORA))
+    command.add_argument("root", type=Path, metavar="ROOT", help="where the corpus is")
+    command.add_argument(
+        "out", type=Path, metavar="OUT", help="folder to write; what is there already is not made again"
+    )
+    command.add_argument(
+        "--labels", type=_names, default=LABELS, metavar="A,B", help=f"classes in order (default: {','.join(LABELS)})"
+    )
+    command.add_argument(
+        "--merge",
+        type=_pair,
+        action="append",
+        metavar="FROM=TO",
+        help="count one emotion as another (default for iemocap: exc=hap)",
+    )
+    command.add_argument(
+        "--boxes",
+        type=Path,
+        metavar="FILE",
+        help="JSON: crop boxes of faces in video, see python_training/data/boxes.py",
+    )
+    command.add_argument(
+        "--face-clips", type=Path, metavar="DIR", help="videos or images of faces, cropped already, named by key"
+    )
+    command.add_argument(
+        "--detector", metavar="D", help="find faces with yunet:MODEL.onnx, haar or haar:CASCADE.xml (OpenCV)"
+    )
+    command.add_argument("--no-faces", action="store_true", help="speech alone")
+    command.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="C",
+        help="settings whose features are computed already now (default: mdscm-small)",
+    )
+    command.add_argument("--workers", type=_count, metavar="N", help="threads that decode (default: one per core)")
+    command.add_argument("--strict", action="store_true", help="any fault at all ends with exit code 1")
+    command.add_argument("--json", action="store_true", help="print the report as JSON")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    command = commands.add_parser(
+        "synthesize",
+        help="write a small artificial corpus in IEMOCAP's layout",
+        description="Write a small artificial corpus in IEMOCAP's layout, to try things on: no speech and no face of a "
+        "person is in it, and no accuracy on it means anything.",
+    )
+    command.set_defaults(run=run_synthesize)
+    command.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    command.add_argument("--dialogs", type=_count, default=2, help="of each session (default: %(default)s)")
+    command.add_argument("--turns", type=_count, default=8, help="of each dialog (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0)
+
+
+class Bars:
+    """One progress bar for each thing that is counted; none where ``quiet`` or where nobody watches."""
+
+    def __init__(self, stack: ExitStack, quiet: bool):
+        self._stack, self._quiet = stack, quiet
+        self._bars: dict[str, Any] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if what not in self._bars:
+            hidden = True if self._quiet else None  # None: tqdm's own "off unless a terminal"
+            bar = tqdm(total=total, desc=what, unit="", disable=hidden, file=sys.stderr)
+            self._bars[what] = self._stack.enter_context(bar)
+        self._bars[what].update(done - self._bars[what].n)
+
+
+def _classes(arguments: argparse.Namespace) -> Classes:
+    merged: Mapping[str, str] = dict(arguments.merge or {})
+    if arguments.merge is None and arguments.corpus == "iemocap":
+        merged = {
+            a: b for a, b in IEMOCAP_CLASSES.merged.items() if b in arguments.labels and a not in arguments.labels
+        }
+    return Classes(arguments.labels, merged)
+
+
+def _with_faces(corpus: Corpus, arguments: argparse.Namespace) -> Corpus:
+    if arguments.no_faces:
+        return without_faces(corpus)
+    if arguments.face_clips is not None:
+        corpus = with_face_clips(corpus, arguments.face_clips)
+    if arguments.boxes is not None:
+        corpus = with_boxes(corpus, Boxes.read(arguments.boxes), detect=arguments.detector is not None)
+    if arguments.corpus == "faces" and arguments.detector is not None:
+        utterances = tuple(
+            dataclasses.replace(u, face=dataclasses.replace(u.face, crop="detect")) if u.face else u
+            for u in corpus.utterances
+        )
+        corpus = dataclasses.replace(corpus, utterances=utterances)
+    return corpus
+
+
+def run_prepare(arguments: argparse.Namespace) -> int:
+    """Check a corpus and turn it into what training reads."""
+    from ..settings import load_settings
+    from .faces import parse_detector
+
+    given = [name for name in ("boxes", "face_clips", "detector") if getattr(arguments, name) is not None]
+    if arguments.no_faces and given:
+        raise ValueError(f"--no-faces: expected no other option about faces, got --{given[0].replace('_', '-')}")
+    if "boxes" in given and "face_clips" in given:
+        raise ValueError("--face-clips: expected no --boxes, because these faces are cropped already, got both")
+    detector = None if arguments.detector is None else (arguments.detector, parse_detector(arguments.detector))
+    front_ends = [load_settings(name).front_end.front_end() for name in arguments.config or ["mdscm-small"]]
+    corpus = _with_faces(read_corpus(arguments.corpus, arguments.root, _classes(arguments)), arguments)
+    if arguments.strict and corpus.faults:
+        first = corpus.faults[0]
+        raise ValueError(f"--strict: expected a corpus without faults, found {len(corpus.faults)}; the first: {first}")
+    with ExitStack() as stack:
+        progress = Bars(stack, arguments.quiet)
+        prepared = prepare(
+            corpus,
+            arguments.out,
+            front_ends=front_ends,
+            detector=detector,
+            workers=arguments.workers,
+            progress=progress,
+        )
+    if arguments.json:
+        print(json.dumps(prepared.report, indent=1, ensure_ascii=False))
+    else:
+        print(report_text(prepared.report))
+        print(f"\nwrote {prepared.folder}")
+    if arguments.strict and prepared.faults:
+        return FAILED
+    return SOME_FAILED if any(f.lost for f in prepared.faults) else OK
+
+
+def run_synthesize(arguments: argparse.Namespace) -> int:
+    """Write a small artificial corpus in IEMOCAP's layout."""
+    from .synthetic import write_iemocap
+
+    write_iemocap(arguments.out, dialogs=arguments.dialogs, turns=arguments.turns, seed=arguments.seed)
+    print(
+        f"wrote {arguments.out}: artificial, for trying things on; boxes of its faces in {arguments.out / 'boxes.json'}"
+    )
+    return OK

@@ -1,0 +1,78 @@
+"""From recordings to waveforms, from waveforms to features: what ``prepare`` does once and augmentation again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avser_fast.config import FrontEnd
+from avser_fast.errors import InputError
+from avser_fast.inference.audio import load_item
+from avser_fast.inference.features import features, log_mel_options, resample
+
+#: Hertz of the waveforms of a prepared corpus.
+SAMPLING_RATE = 16000
+#: Changes with the numbers that the front end makes of a waveform, so that no cache answers with older ones.
+_REVISION = 1
+
+
+def read_spans(
+    data: bytes, spans: list[tuple[float, float | None]], path: Path, sampling_rate: int = SAMPLING_RATE
+) -> tuple[list[np.ndarray | InputError], int]:
+    """The waveforms (n,) of ``spans`` (start and end in seconds, None: the end) of an audio file's bytes, and the
+    file's own sampling rate.
+
+    Decoded, averaged to mono and scaled as ``infer`` does, at int16 scale: int16 where that loses nothing, else
+    float32.  A file that cannot be read raises InputError; a span outside of it is one, in its place.
+    """
+    sound = load_item(data, None, str(path))
+    waveforms: list[np.ndarray | InputError] = []
+    for start, end in spans:
+        first = round(start * sound.rate)
+        last = len(sound.samples) if end is None else round(end * sound.rate)
+        # The times of labels are rounded: a hundredth of a second beyond the end is still the end.
+        if first >= len(sound.samples) or last > len(sound.samples) + sound.rate // 100:
+            until = "its end" if end is None else f"{end:g} s"
+            waveforms.append(
+                InputError(
+                    f"{path}: expected sound from {start:g} s to {until}, got a recording of {sound.duration_s:.2f} s"
+                )
+            )
+            continue
+        waveforms.append(_compact(resample(sound.samples[first:last], sound.rate, sampling_rate)))
+    return waveforms, sound.rate
+
+
+def _compact(waveform: np.ndarray) -> np.ndarray:
+    if np.abs(waveform).max() < 32768:
+        whole = waveform.astype(np.int16)
+        if np.array_equal(whole, waveform):
+            return whole
+    return waveform.astype(np.float32)
+
+
+def plain(front_end: FrontEnd) -> FrontEnd:
+    """The front end without its normalisation, whose constants come from training speakers alone."""
+    return dataclasses.replace(front_end, normalization="none", mean=(), std=())
+
+
+def feature_options(front_end: FrontEnd, speed: float = 1.0) -> dict[str, Any]:
+    """Everything beside the waveform that its unnormalised features depend on."""
+    own = {"channels": front_end.channels, "delta_window": front_end.delta_window}
+    return {"revision": _REVISION, "speed": speed, **own, **log_mel_options(front_end)}
+
+
+def compute_features(waveform: np.ndarray, front_end: FrontEnd, speed: float = 1.0, vtlp: float = 1.0) -> np.ndarray:
+    """Unnormalised features (channels, frames, bands) float32 of a waveform (n,) at int16 scale.
+
+    ``speed`` 1.1 plays the recording 10 % faster, which raises pitch and formants as another speaker's would be.
+    ``vtlp`` is the factor of vocal-tract-length perturbation (``reference.mel_filters``).
+    """
+    rate = front_end.sampling_rate
+    samples = waveform.astype(np.float32, copy=False)
+    if speed != 1.0:
+        samples = resample(samples, round(rate * speed), rate)
+    return features(samples, plain(front_end))

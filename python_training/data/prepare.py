@@ -1,0 +1,354 @@
+"""From a corpus to a prepared folder: everything decoded, checked and stored once.
+
+    OUT/corpus.json      name, labels, digest of the manifest: written last, so that what has it is complete
+    OUT/manifest.jsonl   one line per utterance, as ``manifest.py`` describes it, with the keys of its arrays
+    OUT/report.json      what ``avser-fast prepare`` prints
+    OUT/contact-sheet.png
+    OUT/waveforms/       mono waveforms at 16 kHz     (see ``store.py``)
+    OUT/features/<key>/  unnormalised features, one folder for each set of options
+    OUT/faces/<key>/     grey face frames
+
+Arrays are named by the content that they come from, so preparing again decodes only what is new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from avser_fast.config import FrontEnd
+from avser_fast.errors import InputError
+from avser_fast.inference.weights import write_bytes
+
+from .boxes import without_faces
+from .contact_sheet import contact_sheet
+from .corpus import Corpus, FaceSource, Fault, Utterance
+from .faces import FRAMES, HEIGHT, WIDTH, Detector, FaceError, read_faces
+from .features import SAMPLING_RATE, compute_features, feature_options, read_spans
+from .files import file_digest
+from .manifest import entry_of
+from .report import corpus_report
+from .store import Store, options_key
+
+FORMAT = 1
+_SHEET_FACES = 40
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What ``prepare`` did: the folder, the report (see ``report.corpus_report``) and every fault."""
+
+    folder: Path
+    report: dict[str, Any]
+    faults: tuple[Fault, ...]
+
+
+def prepare(
+    corpus: Corpus,
+    out: Path,
+    *,
+    front_ends: Sequence[FrontEnd] = (),
+    detector: tuple[str, Detector] | None = None,
+    workers: int | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Prepared:
+    """Decode, check and store a corpus under ``out`` and say what is wrong with it.
+
+    ``front_ends``: whose features are computed already now (others are when they are first asked for).  ``detector``
+    finds the faces whose crop is ``detect``: its name, which stands in the key of the cache, and the callable; without
+    one these faces are left out, and the report says so.
+    ``workers`` threads decode at the same time (default: one per core); neither their number nor an interruption
+    changes what is stored.  ``progress`` is called with what is being done, how many are done, and of how many.
+    ``seed`` draws the faces of the contact sheet.  ValueError where ``out`` cannot be written or nothing of the
+    corpus can be used.
+    """
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise ValueError(f"{out}: expected a folder that can be written, got an error ({error.strerror})") from error
+    left_out = sum(u.face is not None and u.face.crop == "detect" for u in corpus.utterances) if detector is None else 0
+    if left_out:
+        corpus = without_faces(corpus, keep=("whole", "box"))
+    count = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or os.cpu_count()
+    with ThreadPoolExecutor(count or 1) as pool:
+        window = 2 * (count or 1)
+        sounds, audio_faults = _store_sounds(corpus, out, front_ends, pool, window, progress)
+        faces, face_faults = _store_faces(corpus, out, detector, pool, window, progress)
+    faults = [*corpus.faults, *audio_faults, *face_faults]
+    utterances = [u for u in corpus.utterances if u.key in sounds or u.key in faces]
+    if not utterances:
+        shown = f"; the first of {len(faults)} faults: {faults[0]}" if faults else ""
+        raise ValueError(f"{corpus.name}: expected at least one utterance that can be used, found none{shown}")
+    faults += _duplicates(utterances, sounds)
+    samples = {key: sound.samples for key, sound in sounds.items()}
+    rates = {key: sound.rate for key, sound in sounds.items()}
+    report = corpus_report(corpus, utterances, samples, rates, set(faces), faults)
+    if left_out:
+        report["faces_left_out"] = (
+            f"left out, {left_out} faces: pictures that show more than a face need crop boxes or a detector"
+        )
+    lines = []
+    for u in utterances:
+        stored: dict[str, Any] = {}
+        if u.key in sounds:
+            stored.update(waveform=sounds[u.key].key, samples=samples[u.key])
+        if u.key in faces:
+            stored["faces"] = faces[u.key]
+        lines.append(json.dumps({**entry_of(u, corpus.labels), **stored}, ensure_ascii=False))
+    manifest = ("\n".join(lines) + "\n").encode()
+    write_bytes(out / "manifest.jsonl", manifest)
+    write_bytes(out / "report.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    face_options = face_store_options(detector)
+    if faces:
+        _write_sheet(out, utterances, corpus.labels, faces, face_options, seed)
+    header = {
+        "format": FORMAT,
+        "name": corpus.name,
+        "labels": list(corpus.labels),
+        "sampling_rate": SAMPLING_RATE,
+        "utterances": len(utterances),
+        "faces": options_key(face_options) if faces else None,
+        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
+    }
+    write_bytes(out / "corpus.json", (json.dumps(header, indent=1) + "\n").encode())
+    return Prepared(out, report, tuple(faults))
+
+
+def in_order(
+    pool: ThreadPoolExecutor, window: int, work: Callable[[T], R], items: Iterable[T]
+) -> Iterator[tuple[T, R]]:
+    """``work`` of every item by the pool's threads, in the items' order, at most ``window`` ahead of the caller."""
+    pending: deque[tuple[T, Future[R]]] = deque()
+    try:
+        for item in items:
+            pending.append((item, pool.submit(work, item)))
+            if len(pending) >= window:
+                first, future = pending.popleft()
+                yield first, future.result()
+        while pending:
+            first, future = pending.popleft()
+            yield first, future.result()
+    finally:
+        for _, future in pending:
+            future.cancel()
+
+
+# Sound
+
+
+@dataclass(frozen=True)
+class _Sound:
+    key: str
+    samples: int
+    rate: int
+    """Hertz of the file."""
+
+
+def _span_key(digest: str, start: float, end: float | None) -> str:
+    whole = start == 0 and end is None
+    return digest[:32] if whole else f"{digest[:32]}:{start:.4f}-{'' if end is None else f'{end:.4f}'}"
+
+
+def _store_sounds(
+    corpus: Corpus,
+    out: Path,
+    front_ends: Sequence[FrontEnd],
+    pool: ThreadPoolExecutor,
+    window: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> tuple[dict[str, _Sound], list[Fault]]:
+    """The stored waveform of every utterance that has one, and the recordings that cannot be used."""
+    waveforms = Store(out / "waveforms", {"sampling_rate": SAMPLING_RATE})
+    stores = [(f, feature_store(out, f)) for f in front_ends]
+    with_sound = sorted((u for u in corpus.utterances if u.path is not None), key=lambda u: (str(u.path), u.key))
+    jobs = [(path, tuple(group)) for path, group in groupby(with_sound, key=lambda u: u.path) if path is not None]
+
+    def work(job: tuple[Path, tuple[Utterance, ...]]) -> tuple[str, list[Any], int]:
+        """Digest of a file, what is new of it (waveform and its features, or an error), and its rate."""
+        path, utterances = job
+        data = path.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        spans = [(u.start, u.end) for u in utterances]
+        new = [s for s in spans if not all(_span_key(digest, *s) in s_ for s_ in (waveforms, *(x for _, x in stores)))]
+        made: list[Any] = [None] * len(spans)
+        rate = 0
+        if new:
+            decoded, rate = read_spans(data, new, path)
+            of = dict(zip(new, decoded))
+            for place, span in enumerate(spans):
+                value = of.get(span)
+                if isinstance(value, np.ndarray):
+                    made[place] = (value, [compute_features(value, f) for f, _ in stores])
+                elif value is not None:
+                    made[place] = value
+        return digest, made, rate
+
+    def safely(job: tuple[Path, tuple[Utterance, ...]]) -> Any:
+        try:
+            return work(job)
+        except InputError as error:
+            return Fault("unreadable-audio", job[1][0].key, str(error))
+        except FileNotFoundError:
+            return Fault("missing-wav", job[1][0].key, f"expected the recording {job[0]}, found none")
+        except OSError as error:
+            message = f"expected a readable recording {job[0]}, got an error ({error.strerror or error})"
+            return Fault("unreadable-audio", job[1][0].key, message)
+
+    sounds: dict[str, _Sound] = {}
+    faults: list[Fault] = []
+    done = 0
+    with contextlib.ExitStack() as stack:
+        for store in (waveforms, *(s for _, s in stores)):
+            stack.enter_context(store)
+        for (_, utterances), result in in_order(pool, window, safely, jobs):
+            if isinstance(result, Fault):
+                faults += [Fault(result.kind, u.key, result.message) for u in utterances]
+            else:
+                digest, made, rate = result
+                for utterance, new in zip(utterances, made):
+                    key = _span_key(digest, utterance.start, utterance.end)
+                    if isinstance(new, InputError):
+                        faults.append(Fault("unreadable-audio", utterance.key, str(new)))
+                        continue
+                    if new is not None:
+                        waveforms.add(key, new[0], note=rate)
+                        for (_, store), values in zip(stores, new[1]):
+                            store.add(key, values)
+                    sounds[utterance.key] = _Sound(key, waveforms.shape(key)[0], waveforms.notes[key])
+            done += len(utterances)
+            if progress is not None:
+                progress("recordings", done, len(with_sound))
+    return sounds, faults
+
+
+def feature_store(folder: Path, front_end: FrontEnd, speed: float = 1.0) -> Store:
+    """The features of a prepared folder that were made with these options."""
+    options = feature_options(front_end, speed)
+    return Store(folder / "features" / options_key(options), options)
+
+
+def _duplicates(utterances: Sequence[Utterance], sounds: dict[str, _Sound]) -> list[Fault]:
+    first: dict[str, Utterance] = {}
+    faults = []
+    for u in utterances:
+        if u.key not in sounds:
+            continue
+        other = first.setdefault(sounds[u.key].key, u)
+        if other is not u:
+            differs = [
+                f"{what} {a} and {b}"
+                for what, a, b in (("speakers", other.speaker, u.speaker), ("labels", other.label, u.label))
+                if a != b
+            ]
+            also = f", and of different {' and '.join(differs)}" if differs else ""
+            message = f"expected a recording of its own, got the same bytes as {other.key}{also}"
+            faults.append(Fault("duplicate", u.key, message))
+    return faults
+
+
+# Faces
+
+
+def face_store_options(detector: tuple[str, Detector] | None) -> dict[str, Any]:
+    return {"revision": 1, "frames": FRAMES, "height": HEIGHT, "width": WIDTH, "detector": detector and detector[0]}
+
+
+def _face_key(digest: str, face: FaceSource) -> str:
+    where = "" if face.box is None else f":{'x'.join(map(str, face.box))}"
+    return f"{_span_key(digest, face.start, face.end)}:{face.crop}{where}"
+
+
+def _store_faces(
+    corpus: Corpus,
+    out: Path,
+    detector: tuple[str, Detector] | None,
+    pool: ThreadPoolExecutor,
+    window: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> tuple[dict[str, str], list[Fault]]:
+    """The key of the stored frames of every utterance with a face, and the faces that cannot be used."""
+    options = face_store_options(detector)
+    store = Store(out / "faces" / options_key(options), options)
+    with_face = [(u, u.face) for u in corpus.utterances if u.face is not None]
+    with_face.sort(key=lambda pair: (str(pair[1].video or ""), pair[1].images, pair[0].key))
+    # One job reads one video from its beginning to its end, whoever wants frames of it.
+    jobs = [
+        tuple(group) for _, group in groupby(with_face, key=lambda pair: (str(pair[1].video or ""), pair[1].images))
+    ]
+
+    def work(job: tuple[tuple[Utterance, FaceSource], ...]) -> list[tuple[str, Any]]:
+        """For each face of a video its key and what is new of it: frames or a FaceError."""
+        face = job[0][1]
+        files = [face.video] if face.video is not None else list(face.images)
+        try:
+            digest = "".join(file_digest(f) for f in files if f is not None)
+        except FileNotFoundError as error:
+            raise FaceError("missing-video", f"expected {error.filename}, found no such file") from None
+        except OSError as error:
+            raise FaceError("unreadable-video", f"expected a readable file, got {error}") from error
+        if len(files) > 1:
+            digest = hashlib.sha256(digest.encode()).hexdigest()
+        keys = [_face_key(digest, f) for _, f in job]
+        made: list[Any] = [None] * len(job)
+        new = [i for i, key in enumerate(keys) if key not in store]
+        for place, frames in read_faces([job[i][1] for i in new], detector and detector[1]):
+            made[new[place]] = frames
+        return list(zip(keys, made))
+
+    def safely(job: tuple[tuple[Utterance, FaceSource], ...]) -> list[tuple[str, Any]]:
+        try:
+            return work(job)
+        except FaceError as error:
+            return [("", error)] * len(job)
+
+    faces: dict[str, str] = {}
+    faults: list[Fault] = []
+    done = 0
+    with store:
+        for job, results in in_order(pool, window, safely, jobs):
+            for (utterance, _), (key, new) in zip(job, results):
+                if isinstance(new, FaceError):
+                    faults.append(Fault(new.kind, utterance.key, str(new)))
+                    continue
+                if new is not None:
+                    store.add(key, new)
+                faces[utterance.key] = key
+            done += len(job)
+            if progress is not None:
+                progress("faces", done, len(with_face))
+    return faces, faults
+
+
+def _write_sheet(
+    out: Path,
+    utterances: Sequence[Utterance],
+    labels: Sequence[str],
+    faces: dict[str, str],
+    options: dict[str, Any],
+    seed: int,
+) -> None:
+    """Random faces with their labels: a wrong crop box is seen, not computed."""
+    store = Store(out / "faces" / options_key(options), options)
+    shown = [u for u in utterances if u.key in faces]
+    chosen = np.random.default_rng(seed).permutation(len(shown))[:_SHEET_FACES]
+    drawn = [shown[i] for i in sorted(chosen)]
+    pictures = [store[faces[u.key]][FRAMES // 2] for u in drawn]
+    contact_sheet(pictures, [f"{labels[u.label]} {u.key}" for u in drawn], out / "contact-sheet.png")

@@ -1,0 +1,146 @@
+"""Arrays on disk, found by a key of their content and read by memory map.
+
+A store is a folder of shards.  A shard is a safetensors file that is written whole or not at all and never changed;
+its tensors are named by the keys, its metadata says with which options they were made.  So a store can be extended
+while others read it, an interruption costs at most the shard that was being filled, and any program that reads
+safetensors reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from avser_fast.inference.weights import write_bytes
+
+#: A shard is written once this many bytes are waiting: what a writer holds at most, and what an interruption may cost.
+SHARD_BYTES = 16 << 20
+
+_DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "I16": np.dtype("<i2"), "F32": np.dtype("<f4")}
+_SUFFIX = ".safetensors"
+_MAX_HEADER = 100 << 20  # what safetensors itself reads at most
+
+
+def options_key(options: Mapping[str, Any]) -> str:
+    """A short name for what arrays were made with: equal for equal options, whatever their order."""
+    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class _Place(NamedTuple):
+    shard: Path
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+
+
+def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the data of a safetensors file begin, and its header; ValueError when it is not whole."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
+            raise ValueError(f"{path}: expected a whole safetensors file, got {size} bytes of something else")
+        try:
+            header = json.loads(file.read(length))
+            last = max((e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"), default=0)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}: expected the header of a safetensors file, got something else") from error
+    if 8 + length + last != size:
+        raise ValueError(f"{path}: expected a safetensors file of {8 + length + last} bytes, got {size}")
+    return 8 + length, header
+
+
+class Store:
+    """The arrays under ``folder``, which need not exist yet.  Threads may read and add at the same time as other
+    processes do; one thread adds at a time."""
+
+    def __init__(self, folder: Path, options: Mapping[str, Any] | None = None):
+        self.folder = Path(folder)
+        self.options = dict(options or {})
+        self.notes: dict[str, Any] = {}
+        self._places: dict[str, _Place] = {}
+        self._maps: dict[Path, np.memmap] = {}
+        self._waiting: dict[str, np.ndarray] = {}
+        self._waiting_bytes = 0
+        for path in sorted(self.folder.glob("*" + _SUFFIX)):
+            self._index(path)
+
+    def _index(self, path: Path) -> None:
+        begin, header = _read_header(path)
+        metadata = header.pop("__metadata__", {})
+        self.notes.update(json.loads(metadata.get("notes", "{}")))
+        for name, entry in header.items():
+            if entry["dtype"] not in _DTYPES:
+                raise ValueError(f"{path}: expected arrays of {', '.join(_DTYPES)}, got {entry['dtype']}")
+            shape = tuple(entry["shape"])
+            self._places[name] = _Place(path, _DTYPES[entry["dtype"]], shape, begin + entry["data_offsets"][0])
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places or key in self._waiting
+
+    def __len__(self) -> int:
+        return len(self._places) + len(self._waiting)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        """The array of a key, a view of the file that reads no more than what is touched; KeyError without one.
+
+        Writing to it changes this process' copy of a page alone, never the file.
+        """
+        if key in self._waiting:
+            return self._waiting[key]
+        place = self._places[key]
+        pages = self._maps.get(place.shard)
+        if pages is None:
+            pages = self._maps[place.shard] = np.memmap(place.shard, np.uint8, mode="c")
+        size = place.dtype.itemsize * int(np.prod(place.shape, dtype=np.int64))
+        return np.asarray(pages[place.offset : place.offset + size]).view(place.dtype).reshape(place.shape)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self._waiting[key].shape if key in self._waiting else self._places[key].shape
+
+    def add(self, key: str, array: np.ndarray, note: Any = None) -> None:
+        """Keep an array (uint8, int16 or float32) under a key; a shard is written when enough of them wait."""
+        if key in self:
+            return
+        if array.dtype not in _DTYPES.values():
+            raise TypeError(f"store: expected {', '.join(map(str, _DTYPES.values()))}, got {array.dtype}")
+        self._waiting[key] = np.ascontiguousarray(array)
+        self._waiting_bytes += array.nbytes
+        if note is not None:
+            self.notes[key] = note
+        if self._waiting_bytes >= SHARD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits as one shard."""
+        from safetensors.numpy import save
+
+        if not self._waiting:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # The name follows from the keys: whoever makes the same arrays at the same time writes the same file.
+        name = hashlib.sha256("\n".join(sorted(self._waiting)).encode()).hexdigest()[:16]
+        path = self.folder / (name + _SUFFIX)
+        notes = {k: self.notes[k] for k in self._waiting if k in self.notes}
+        metadata = {"options": json.dumps(self.options, sort_keys=True), "notes": json.dumps(notes)}
+        write_bytes(path, save(self._waiting, metadata))
+        self._waiting, self._waiting_bytes = {}, 0
+        self._index(path)
+
+    def keys(self) -> Iterator[str]:
+        yield from self._places
+        yield from self._waiting
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.flush()  # an interruption keeps what was made before it
