@@ -35,10 +35,13 @@ def log_mel(
     high_hz: float = 8000.0,
     dtype: Literal["float32", "float64"] = "float32",
     threads: int = 1,
+    vtlp: float = 1.0,
+    vtlp_high_hz: float = 4800.0,
 ) -> NDArray[Any]:
     """Log-mel features (frames, mel_bands) of a 1-D waveform at int16 scale, any stride; see ``reference.log_mel``.
 
     Frame length and step are samples, ``low_hz`` and ``high_hz`` hertz.  The arithmetic is float64 whatever ``dtype``.
+    ``vtlp`` (0.5..2) other than 1 warps the mel filters; ``vtlp_high_hz`` is then below half the sampling rate.
     """
 
 def add_deltas(features: NDArray[np.float32] | NDArray[np.float64], channels: int, window: int = 2) -> NDArray[Any]:

@@ -60,13 +60,14 @@ py::array log_mel_as(const Waveform& waveform, const LogMelOptions& options, int
 
 py::array log_mel_array(const py::array& given, int64_t sampling_rate, int64_t mel_bands, int64_t frame_length,
                         int64_t frame_step, int64_t n_fft, double preemphasis, double low_hz, double high_hz,
-                        const std::string& dtype, int threads) {
+                        const std::string& dtype, int threads, double vtlp, double vtlp_high_hz) {
   AVSER_CHECK(given.ndim() == 1 && (holds<int16_t>(given) || holds<float>(given) || holds<double>(given)), input,
               "log_mel: waveform: expected a 1-D array of int16, float32 or float64, got ", describe(given));
   AVSER_CHECK(given.shape(0) >= 1, input, "log_mel: waveform: expected at least 1 sample, got 0");
   AVSER_CHECK(dtype == "float32" || dtype == "float64", config, "log_mel: dtype: expected float32 or float64, got '",
               dtype, "'");
-  const LogMelOptions options{sampling_rate, mel_bands, frame_length, frame_step, n_fft, preemphasis, low_hz, high_hz};
+  const LogMelOptions options{sampling_rate, mel_bands, frame_length, frame_step, n_fft,
+                              preemphasis,   low_hz,    high_hz,      vtlp,       vtlp_high_hz};
   check_log_mel(options);
   const py::array a = readable(given);
   const SampleType type = holds<int16_t>(a) ? SampleType::int16
@@ -241,7 +242,7 @@ void bind_front_end(py::module_& m) {
         py::arg("mel_bands") = o.mel_bands, py::arg("frame_length") = o.frame_length,
         py::arg("frame_step") = o.frame_step, py::arg("n_fft") = o.n_fft, py::arg("preemphasis") = o.preemphasis,
         py::arg("low_hz") = o.low_hz, py::arg("high_hz") = o.high_hz, py::arg("dtype") = "float32",
-        py::arg("threads") = 1);
+        py::arg("threads") = 1, py::arg("vtlp") = o.vtlp, py::arg("vtlp_high_hz") = o.vtlp_high_hz);
   m.def("add_deltas", &add_deltas_array, py::arg("features"), py::arg("channels"), py::arg("window") = 2);
   m.def("normalize", &normalize_array, py::arg("features"), py::arg("rule"), py::arg("mean") = std::vector<double>(),
         py::arg("std") = std::vector<double>());

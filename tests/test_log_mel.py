@@ -48,6 +48,91 @@ def test_other_options(
     assert_close(actual, expected, 1e-12)
 
 
+def warped_edges(rate: int, bands: int, n_fft: int, low: float, high: float, a: float, h: float) -> list[float]:
+    """Edges of the filters in bins, not yet rounded, from the formula of the paper alone."""
+    edges = []
+    for i in range(bands + 2):
+        mels = [2595 * math.log10(1 + f / 700) for f in (low, high)]
+        f = 700 * (10 ** ((mels[0] + (mels[1] - mels[0]) * i / (bands + 1)) / 2595) - 1)
+        if f <= h * min(a, 1) / a:
+            f = f * a
+        else:
+            f = rate / 2 - (rate / 2 - h * min(a, 1)) / (rate / 2 - h * min(a, 1) / a) * (rate / 2 - f)
+        edges.append((n_fft + 1) * f / rate)
+    return edges
+
+
+@pytest.mark.parametrize(
+    ("rate", "bands", "n_fft", "low", "high", "h"),
+    [
+        (16000, 40, 512, 0.0, 8000.0, 4800.0),
+        (16000, 128, 512, 0.0, 8000.0, 4800.0),
+        (16000, 64, 4096, 50.0, 7600.0, 6500.0),
+        (8000, 23, 256, 100.0, 3800.0, 2400.0),
+        (44100, 80, 2048, 20.0, 22050.0, 4800.0),
+    ],
+)
+@pytest.mark.parametrize("a", [0.5, 0.8, 0.9, 0.97, 1.0, 1.04, 1.1, 1.25, 2.0])
+def test_warped_filters(rate: int, bands: int, n_fft: int, low: float, high: float, h: float, a: float) -> None:
+    edges = warped_edges(rate, bands, n_fft, low, high, a, h)
+    assert all(x < y for x, y in zip(edges, edges[1:])) and edges[-1] < n_fft // 2 + 0.5 + 1e-9
+    filters = reference.mel_filters(rate, bands, n_fft, low, high, a, h).tolist()
+    for band, (left, centre, right) in enumerate(zip(*(map(math.floor, edges[i : bands + i]) for i in range(3)))):
+        for bin_ in range(n_fft // 2 + 1):
+            rising = (bin_ - left) / (centre - left) if left <= bin_ < centre else 0.0
+            falling = (right - bin_) / (right - centre) if centre <= bin_ < right else 0.0
+            assert filters[band][bin_] == rising + falling, (band, bin_)
+    plain = reference.mel_filters(rate, bands, n_fft, low, high)
+    assert torch.equal(torch.tensor(filters, dtype=torch.float64), plain) == (a == 1)
+
+
+@pytest.mark.parametrize("a", [0.8, 0.9, 1.1, 1.25])
+@pytest.mark.parametrize("formant", [700.0, 1500.0, 2800.0, 6600.0])
+def test_vtlp_above_1_lowers_a_formant(formant: float, a: float) -> None:
+    """A voice with one formant: its band is that of the formant divided by a (below the bend of the map)."""
+
+    def voice(hz: float) -> torch.Tensor:
+        radius = math.exp(-math.pi * 60 / 16000)
+        x = np.zeros(8000)
+        x[::160] = 10000.0  # 100 Hz
+        for t in range(2, len(x)):
+            x[t] += 2 * radius * math.cos(2 * math.pi * hz / 16000) * x[t - 1] - radius * radius * x[t - 2]
+        return torch.from_numpy(x)
+
+    def band_of(hz: float, vtlp: float = 1.0) -> int:
+        features = reference.log_mel(voice(hz), mel_bands=64, n_fft=2048, preemphasis=0.0, vtlp=vtlp)
+        width = torch.diff(torch.floor(torch.tensor(warped_edges(16000, 64, 2048, 0, 8000, vtlp, 4800))))
+        return int((features[10:].mean(0) - torch.log(width[1:] + width[:-1])).argmax())  # per bin: wide bands gain
+
+    def mel(hz: float) -> float:
+        return 2595 * math.log10(1 + hz / 700)
+
+    heard = formant / a
+    if heard > 4800 * min(a, 1) / a:  # the other line: what is moved to `formant`
+        heard = 8000 - (8000 - formant) * (8000 - 4800 * min(a, 1) / a) / (8000 - 4800 * min(a, 1))
+    moved = (mel(heard) - mel(formant)) / (mel(8000) / 65)
+    assert (moved < 0) == (a > 1) and abs(moved) > 0.6  # 3 bands and more below the bend
+    assert abs(band_of(formant, a) - band_of(formant) - moved) < 1.5
+    assert abs(band_of(formant, a) - band_of(heard)) <= 1  # as a speaker with that formant is heard
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"vtlp": 0.49}, "log_mel: vtlp: expected a factor from 0.5 to 2, got 0.49"),
+        ({"vtlp": 2.5}, "log_mel: vtlp: expected a factor from 0.5 to 2, got 2.5"),
+        ({"vtlp": math.nan}, "log_mel: vtlp: expected a factor from 0.5 to 2, got nan"),
+        ({"vtlp": 1.1, "vtlp_high_hz": 0.0}, "log_mel: vtlp_high_hz: expected more than 0 and .* rate 16000, got 0.0"),
+        ({"vtlp": 0.9, "vtlp_high_hz": 8000.0}, "log_mel: vtlp_high_hz: .* half the sampling rate 16000, got 8000"),
+        ({"vtlp": 0.9, "vtlp_high_hz": math.nan}, "log_mel: vtlp_high_hz: .* half the sampling rate 16000, got nan"),
+        ({"vtlp": 1.1, "sampling_rate": 8000, "high_hz": 4000.0}, "log_mel: vtlp_high_hz: .* rate 8000, got 4800"),
+    ],
+)  # fmt: skip
+def test_bad_warps(options: dict[str, float], sentence: str) -> None:
+    with pytest.raises(config.ConfigError, match=sentence):
+        reference.log_mel(torch.ones(500), **options)  # type: ignore[arg-type]
+
+
 def test_silence_becomes_the_floor() -> None:
     features = reference.log_mel(torch.zeros(1000, dtype=torch.float64))
     assert features.unique().tolist() == [math.log(np.finfo(np.float64).eps)]

@@ -19,6 +19,7 @@ import torch
 from avser_fast import _engine, reference
 from avser_fast.config import FrontEnd
 from avser_fast.errors import BackendError, ConfigError, InputError
+from avser_fast.inference.features import features
 from avser_fast.testing import assert_close
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,6 +84,107 @@ def test_matches_reference_over_lengths(name: str) -> None:
         wave = speech(samples, samples)
         out = _engine.log_mel(wave, dtype="float64", **options)
         assert_close(out, expected(wave, **options), 1e-12, f"{samples} samples")
+
+
+@pytest.mark.parametrize("vtlp", (0.5, 0.85, 0.9, 0.999, 1.0, 1.03, 1.1, 1.37, 2.0))
+@pytest.mark.parametrize("name", OPTIONS)
+def test_warped_filters_match_reference(name: str, vtlp: float) -> None:
+    options = OPTIONS[name]
+    rate = options.get("sampling_rate", 16000)
+    wave = speech(7 * options.get("frame_step", 160) + options.get("frame_length", 400), 4)
+    for share in (0.3, 0.01, 0.4999):
+        warp = {"vtlp": vtlp, "vtlp_high_hz": share * rate, **options}
+        out = _engine.log_mel(wave, dtype="float64", **warp)
+        assert_close(out, expected(wave, **warp), 1e-12, f"vtlp_high_hz {share * rate}")
+
+
+def test_warps_by_chance_match_reference() -> None:
+    """Each draw ends in other bins: the two round the same edges."""
+    random = np.random.default_rng(12)
+    wave = np.random.default_rng(0).standard_normal(700) * 1000
+    for _ in range(300):
+        rate = int(random.choice((8000, 11025, 16000, 44100)))
+        warp = {
+            "vtlp": float(random.uniform(0.5, 2)),
+            "vtlp_high_hz": float(random.uniform(0, rate / 2)),
+            "sampling_rate": rate,
+            "mel_bands": int(random.integers(1, 200)),
+            "low_hz": float(random.uniform(0, 300)),
+            "high_hz": float(random.uniform(3000, rate / 2)) if random.random() < 0.5 else rate / 2,
+        }
+        assert_close(_engine.log_mel(wave, dtype="float64", **warp), expected(wave, **warp), 1e-12, str(warp))
+
+
+@pytest.mark.parametrize("rate", (8000, 16000, 22050, 24000, 44100, 48000))
+@pytest.mark.parametrize("vtlp", (0.5, 0.7, 0.9))
+def test_the_steepest_warp_stays_inside_the_spectrum(vtlp: float, rate: int) -> None:
+    """The last edge may be rounded to just above half the rate: a slope of 1e15 must not take it further."""
+    warp = {"vtlp": vtlp, "vtlp_high_hz": float(np.nextafter(rate / 2, 0)), "sampling_rate": rate, "high_hz": rate / 2}
+    flat = np.zeros(400)
+    flat[0] = 1000 * math.sqrt(512)  # energy of every bin: 1e6
+    left = int(513 * vtlp * 700 * ((1 + rate / 1400) ** (39 / 41) - 1) / rate)  # of the last of 40 bands
+    for out in (_engine.log_mel(flat, preemphasis=0.0, **warp), expected(flat, preemphasis=0.0, **warp)):
+        assert math.exp(out[0, -1]) / 1e6 < (256 - left) / 2 + 1e-3  # the area of its triangle
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_no_warp_has_the_same_bits(name: str) -> None:
+    """Also where vtlp_high_hz, which then means nothing, would not do."""
+    wave, options = speech(5000), OPTIONS[name]
+    plain = _engine.log_mel(wave, dtype="float64", **options)
+    for high in (4800.0, 1.0, 0.0, -1.0, 1e9, math.inf, math.nan):
+        assert (_engine.log_mel(wave, dtype="float64", vtlp=1.0, vtlp_high_hz=high, **options) == plain).all()
+        assert (expected(wave, vtlp=1.0, vtlp_high_hz=high, **options) == expected(wave, **options)).all()
+    rate = options.get("sampling_rate", 16000)
+    assert (_engine.log_mel(wave, dtype="float64", vtlp=1.1, vtlp_high_hz=0.3 * rate, **options) != plain).any()
+
+
+@pytest.mark.parametrize("vtlp", (0.8, 0.9, 1.1, 1.25))
+@pytest.mark.parametrize("hz", (500.0, 1000.0, 2000.0, 3000.0, 6000.0))
+def test_vtlp_above_1_lowers_a_tone(hz: float, vtlp: float) -> None:
+    """By as many bands as lie between the tone and the frequency that the map takes to it."""
+
+    def band_of(hz: float) -> float:
+        return 65 * math.log10(1 + hz / 700) / math.log10(1 + 8000 / 700) - 1
+
+    bend = 4800 * min(vtlp, 1)
+    heard = hz / vtlp if hz <= bend else 8000 - (8000 - hz) * (8000 - bend / vtlp) / (8000 - bend)
+    assert (heard < hz) == (vtlp > 1)
+    wave = 1000 * np.sin(2 * np.pi * hz / 16000 * np.arange(16000))
+    settings: dict[str, Any] = {"mel_bands": 64, "n_fft": 4096, "frame_length": 4096, "preemphasis": 0.0}
+    peaks = [int(_engine.log_mel(wave, vtlp=v, **settings)[0].argmax()) for v in (1.0, vtlp)]
+    for peak, wanted in zip(peaks, (band_of(hz), band_of(heard))):
+        assert abs(peak - wanted) < 0.75  # the nearest band, bins rounded down
+    assert (peaks[1] < peaks[0]) == (vtlp > 1) and peaks[0] != peaks[1]
+
+
+@pytest.mark.parametrize("threads", (1, 2))
+def test_features_take_the_factor(threads: int) -> None:
+    front = FrontEnd(mel_bands=64, channels=2, normalization="utterance")
+    wave = speech(20000, 8).astype(np.float32)
+    assert (features(wave, front, threads, vtlp=1.0) == features(wave, front)).all()
+    static = reference.log_mel(torch.from_numpy(wave).double(), mel_bands=64, vtlp=0.93)
+    wanted = reference.normalize(reference.add_deltas(static, 2, front.delta_window), front)
+    assert_close(features(wave, front, threads, vtlp=0.93), wanted, 1e-5)
+
+
+def test_factors_drawn_for_ever_take_no_memory() -> None:
+    code = """
+import resource, numpy
+from avser_fast import _engine
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+x = numpy.ones(100, numpy.float32)
+def draw(count):
+    for vtlp in numpy.random.default_rng(count).uniform(0.9, 1.1, count):
+        _engine.log_mel(x, n_fft=8192, vtlp=float(vtlp))
+draw(100)
+before = peak()
+draw(3000)  # 150 kB each
+print(peak() - before)
+"""
+    grown = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert grown < 30  # all of them would be 450 MB
 
 
 def test_ten_minutes() -> None:
@@ -218,6 +320,7 @@ from avser_fast import _engine
 x = np.load(sys.argv[1])
 np.savez(sys.argv[2], isa=_engine.cpu_isa(), mel=_engine.log_mel(x, dtype="float64"),
          short=_engine.log_mel(x, dtype="float64", frame_length=30, frame_step=7, n_fft=32, mel_bands=6),
+         warped=_engine.log_mel(x, dtype="float64", mel_bands=64, vtlp=1.07),
          down=_engine.resample(x.astype("f4"), 44100, 16000), log=_engine._log(np.abs(x) + 1e-300))
 """
 
@@ -242,6 +345,7 @@ def test_every_instruction_set(isa: str, tmp_path: Path) -> None:
     assert str(out["isa"]) == isa
     assert_close(out["mel"], expected(wave), 1e-12)
     assert_close(out["short"], expected(wave, frame_length=30, frame_step=7, n_fft=32, mel_bands=6), 1e-12)
+    assert_close(out["warped"], expected(wave, mel_bands=64, vtlp=1.07), 1e-12)
     assert_close(out["down"], reference.resample(torch.from_numpy(wave.astype("f4")), 44100, 16000), 1e-7)
     assert_close(out["log"], np.log(np.abs(wave) + 1e-300), 1e-15)
 
@@ -398,6 +502,23 @@ def test_resample_computes_unusual_ratios_without_a_table() -> None:
         (ConfigError, ("log_mel", "frame_step", "0"), lambda: _engine.log_mel(np.zeros(8), frame_step=0)),
         (ConfigError, ("log_mel", "high", "8001"), lambda: _engine.log_mel(np.zeros(8), high_hz=8001)),
         (ConfigError, ("log_mel", "preemphasis", "nan"), lambda: _engine.log_mel(np.zeros(8), preemphasis=math.nan)),
+        (ConfigError, ("log_mel", "vtlp", "0.5 to 2", "2.1"), lambda: _engine.log_mel(np.zeros(8), vtlp=2.1)),
+        (ConfigError, ("log_mel", "vtlp", "0.5 to 2", "nan"), lambda: _engine.log_mel(np.zeros(8), vtlp=math.nan)),
+        (
+            ConfigError,
+            ("log_mel", "vtlp_high_hz", "half the sampling rate 16000", "8000"),
+            lambda: _engine.log_mel(np.zeros(8), vtlp=0.9, vtlp_high_hz=8000),
+        ),
+        (
+            ConfigError,
+            ("log_mel", "vtlp_high_hz", "more than 0", "nan"),
+            lambda: _engine.log_mel(np.zeros(8), vtlp=1.1, vtlp_high_hz=math.nan),
+        ),
+        (
+            ConfigError,
+            ("log_mel", "vtlp_high_hz", "rate 8000", "4800"),
+            lambda: _engine.log_mel(np.zeros(8), vtlp=1.1, sampling_rate=8000, high_hz=4000),
+        ),
         (ConfigError, ("log_mel", "dtype", "float16"), lambda: _engine.log_mel(np.zeros(8), dtype="float16")),
         (ConfigError, ("threads", "0"), lambda: _engine.log_mel(np.zeros(8), threads=0)),
         (ConfigError, ("clip_table", "rule", "odd"), lambda: _engine.clip_table(9, 5, 4, "odd")),

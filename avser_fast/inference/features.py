@@ -36,13 +36,14 @@ def log_mel_options(front_end: FrontEnd) -> dict[str, Any]:
     }
 
 
-def features(waveform: np.ndarray, front_end: FrontEnd, threads: int = 1) -> np.ndarray:
+def features(waveform: np.ndarray, front_end: FrontEnd, threads: int = 1, vtlp: float = 1.0) -> np.ndarray:
     """Normalised features (channels, frames, bands) float32 of a waveform (n,) float32 at int16 scale.
 
-    The waveform is at ``front_end.sampling_rate``; the result does not depend on ``threads``.
+    The waveform is at ``front_end.sampling_rate``; the result does not depend on ``threads``.  ``vtlp`` other than 1 is
+    vocal-tract-length perturbation of training data (``reference.mel_filters``); more than 1 lowers the formants.
     """
     engine = engine_module()
-    static = engine.log_mel(waveform, threads=threads, **log_mel_options(front_end))
+    static = engine.log_mel(waveform, threads=threads, vtlp=vtlp, **log_mel_options(front_end))
     values = engine.add_deltas(static, front_end.channels, front_end.delta_window)
     return np.asarray(engine.normalize(values, front_end.normalization, front_end.mean, front_end.std))
 

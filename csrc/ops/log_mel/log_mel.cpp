@@ -44,6 +44,16 @@ int64_t place_of(int64_t k, int64_t length) {
 double mel_of(double hz) { return 2595 * std::log10(1 + hz / 700); }
 double hz_of(double mel) { return 700 * (std::pow(10.0, mel / 2595.0) - 1); }
 
+// The map of Jaitly and Hinton (2013): times vtlp at first, then a straight line that leads to half the sampling rate.
+// It rises and keeps [0, half] within itself, since check_log_mel() holds vtlp_high_hz below half.
+double warped(double hz, const LogMelOptions& o) {
+  const double half = static_cast<double>(o.sampling_rate) / 2, least = std::min(o.vtlp, 1.0);
+  const double bend = o.vtlp_high_hz * (least / o.vtlp);
+  if (hz <= bend) return hz * o.vtlp;
+  // An edge at half the sampling rate may have been rounded to above it.
+  return half - (half - o.vtlp_high_hz * least) / (half - bend) * std::max(half - hz, 0.0);
+}
+
 std::shared_ptr<const LogMelTables> make_tables(const LogMelOptions& options) {
   auto tables = std::make_shared<LogMelTables>();
   LogMelTables& t = *tables;
@@ -71,8 +81,9 @@ std::shared_ptr<const LogMelTables> make_tables(const LogMelOptions& options) {
   std::vector<int64_t> edges;
   for (int64_t i = 0; i <= options.mel_bands + 1; ++i) {
     const double mel = i == options.mel_bands + 1 ? high : static_cast<double>(i) * step + low;
+    const double hz = options.vtlp == 1 ? hz_of(mel) : warped(hz_of(mel), options);
     edges.push_back(static_cast<int64_t>(
-        std::floor(static_cast<double>(options.n_fft + 1) * hz_of(mel) / static_cast<double>(options.sampling_rate))));
+        std::floor(static_cast<double>(options.n_fft + 1) * hz / static_cast<double>(options.sampling_rate))));
   }
   for (int64_t band = 0; band < options.mel_bands; ++band) {
     const int64_t left = edges[band], centre = edges[band + 1], right = edges[band + 2];
@@ -128,6 +139,12 @@ void check_log_mel(const LogMelOptions& o) {
   AVSER_CHECK(o.low_hz >= 0 && o.low_hz < o.high_hz && o.high_hz <= static_cast<double>(o.sampling_rate) / 2, config,
               "log_mel: low_hz, high_hz: expected 0 <= low < high <= half the sampling rate ", o.sampling_rate,
               ", got ", o.low_hz, ", ", o.high_hz);
+  AVSER_CHECK(o.vtlp >= 0.5 && o.vtlp <= 2, config, "log_mel: vtlp: expected a factor from 0.5 to 2, got ", o.vtlp);
+  // The bend is moved from vtlp_high_hz * min(1, 1 / vtlp) to vtlp_high_hz * min(vtlp, 1).  The map rises if both lie
+  // below half the rate, and the larger of them is vtlp_high_hz whatever the factor.
+  AVSER_CHECK(o.vtlp == 1 || (o.vtlp_high_hz > 0 && o.vtlp_high_hz < static_cast<double>(o.sampling_rate) / 2), config,
+              "log_mel: vtlp_high_hz: expected more than 0 and less than half the sampling rate ", o.sampling_rate,
+              ", got ", o.vtlp_high_hz);
 }
 
 int64_t log_mel_frames(int64_t samples, const LogMelOptions& o) {

@@ -24,9 +24,14 @@ struct LogMelOptions {
   double preemphasis = 0.97;
   double low_hz = 0.0;
   double high_hz = 8000.0;
+  // Vocal-tract-length perturbation, for training alone: the edges of the mel filters are moved to frequencies about
+  // vtlp times as high, so that all that is in the sound appears that much lower.  1: none, bit for bit.
+  double vtlp = 1.0;
+  double vtlp_high_hz = 4800.0;  // where the move begins to end; means nothing where vtlp is 1
 
   auto key() const {
-    return std::make_tuple(sampling_rate, mel_bands, frame_length, frame_step, n_fft, preemphasis, low_hz, high_hz);
+    return std::make_tuple(sampling_rate, mel_bands, frame_length, frame_step, n_fft, preemphasis, low_hz, high_hz,
+                           vtlp, vtlp == 1 ? 0.0 : vtlp_high_hz);
   }
 };
 
@@ -58,7 +63,8 @@ struct LogMelTables {
   std::vector<double> weights;     // of all bands, one after the other
 };
 
-// Shared by all callers with the same options; thread-safe.
+// Shared by all callers with the same options; thread-safe.  Few are kept, so that a vtlp drawn anew for every waveform
+// does not add up.
 std::shared_ptr<const LogMelTables> log_mel_tables(const LogMelOptions& options);
 
 // out is (frames, mel_bands), contiguous.  waveform.samples must be at least 1.

@@ -113,6 +113,8 @@ void log_mel_cuda(const CudaWaveforms& waveforms, const LogMelOptions& options, 
   const auto host = log_mel_tables(options);
   AVSER_CHECK(options.n_fft <= tiles::kMaxFft, backend, "log_mel: n_fft: expected at most ", tiles::kMaxFft,
               " on a CUDA device, got ", options.n_fft);
+  // tables_on() keeps tables for ever; a factor drawn for every waveform would fill the device.
+  AVSER_CHECK(options.vtlp == 1, backend, "log_mel: vtlp: expected 1 on a CUDA device, got ", options.vtlp);
   const int64_t frames = log_mel_frames(waveforms.samples, options);
   if (waveforms.count == 0) return;
   AVSER_CHECK(waveforms.count <= INT32_MAX / frames, input, "log_mel: waveform: expected at most ", INT32_MAX,
