@@ -75,4 +75,4 @@ def compute_features(waveform: np.ndarray, front_end: FrontEnd, speed: float = 1
     samples = waveform.astype(np.float32, copy=False)
     if speed != 1.0:
         samples = resample(samples, round(rate * speed), rate)
-    return features(samples, plain(front_end))
+    return features(samples, plain(front_end), vtlp=vtlp)
