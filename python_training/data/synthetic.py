@@ -40,7 +40,7 @@ _BAND = 7200.0
 _ROOM = 4e-4
 #: Seconds before and after a turn in which the face changes.
 _ONSET = 0.3
-#: Formants F1, F2, F3 in Hz of six vowels of men (Peterson and Barney, JASA 1952), and the two that stay.
+#: Formants F1, F2, F3 in Hz of six vowels of men (Peterson and Barney, JASA 1952), and those above that stay.
 _VOWELS = np.array(
     [
         (270, 2290, 3010),
@@ -52,9 +52,9 @@ _VOWELS = np.array(
     ],
     np.float64,
 )
-_HIGH_FORMANTS = (3500.0, 4500.0)
-#: Bandwidths in Hz of the five formants.
-_BANDWIDTHS = np.array([80.0, 100.0, 140.0, 220.0, 300.0])
+_HIGH_FORMANTS = (3500.0, 4500.0, 5500.0, 6500.0)
+#: Bandwidths in Hz of the seven formants.
+_BANDWIDTHS = (80.0, 100.0, 140.0, 220.0, 300.0, 400.0, 500.0)
 
 Array = NDArray[Any]
 
@@ -185,7 +185,7 @@ def _smooth(track: Array, width: int) -> Array:
 
 class _Controls(NamedTuple):
     """Tracks of a voice at its control points: ``voiced`` and ``noise`` amplitude (n,), ``pitch`` in semitones (n,)
-    and ``formants`` in Hz (n, 5)."""
+    and ``formants`` in Hz (n, 7)."""
 
     voiced: Array
     noise: Array
@@ -220,13 +220,13 @@ def _controls(prosody: _Prosody, voice: _Voice, points: int, generator: np.rando
     jitter = prosody.jitter * generator.standard_normal(points)
     pitch = prosody.pitch + prosody.spread * (_smooth(accent, 13) + 0.8 * falling) + vibrato + jitter
     moving = np.stack([_smooth(formants[:, i], 9) for i in range(3)], 1)
-    high = np.broadcast_to(np.array(_HIGH_FORMANTS), (points, 2))
+    high = np.broadcast_to(_HIGH_FORMANTS, (points, len(_HIGH_FORMANTS)))
     return _Controls(_smooth(voiced, 5), _smooth(noise, 3), pitch, np.hstack((moving, high)) * voice.tract)
 
 
 def _resonance(frequency: Array, formants: Array) -> Array:
     """Gain (n, harmonics) at ``frequency`` (n, harmonics) in Hz of resonators one after the other at ``formants``
-    (n, 5) in Hz; 1 at 0 Hz."""
+    (n, 7) in Hz; 1 at 0 Hz."""
     gain = np.ones_like(frequency)
     for i, width in enumerate(_BANDWIDTHS):
         centre = formants[:, i, None]
@@ -575,7 +575,7 @@ def _speaker(speaker: str, seed: int) -> tuple[_Voice, _Look]:
     generator = _generator(seed, f"speaker {speaker}")
     woman = speaker.endswith("F")
     pitch, tract = generator.normal((205, 1.16) if woman else (118, 1.0), (12, 0.03))
-    skin = _colour((150.0, 180.0, 225.0), generator.uniform(0.62, 1.0))
+    skin = _colour((150.0, 180.0, 225.0), generator.uniform(0.7, 1.05))
     hair = ((35.0, 40.0, 50.0), (30.0, 55.0, 85.0), (70.0, 120.0, 150.0))[int(generator.integers(3))]
     blue, green, red = generator.uniform(30, 110, 3)
     size, slim = generator.uniform((0.84, 0.92), (0.94, 1.05))
