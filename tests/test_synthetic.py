@@ -203,20 +203,25 @@ def test_videos(small: SyntheticCorpus) -> None:
     assert sides == {True, False}
 
 
-def test_the_mouth_follows_the_sound(small: SyntheticCorpus) -> None:
-    for turn in small.turns:
+@pytest.mark.parametrize("seed", range(4))
+def test_the_mouth_follows_the_sound(seed: int, tmp_path: Path) -> None:
+    corpus = write_iemocap(tmp_path, sessions=2, dialogs=1, turns=4, seed=seed)
+    for turn in corpus.turns:
         assert turn.video is not None
-        sex = turn.speaker[-1]
-        x, y, side, _ = small.boxes[turn.session][sex]
         shown = range(round(turn.start * FPS), int(turn.end * FPS))
-        # The inside of an open mouth is the darkest of what is between nose and chin.
-        mouth = frames(turn.video)[shown.start : shown.stop, y + side // 2 : y + side * 4 // 5, :, 2]
-        darkness = -np.sort(mouth[:, :, x + side // 3 : x + side * 2 // 3].reshape(len(mouth), -1), axis=1)[
-            :, :12
-        ].mean(1)
-        loud = sound(turn.dialog_wav, channels=2)[:, int(x >= WIDTH // 2)]
-        power = [np.sqrt((loud[round(i / FPS * 16000) : round((i + 1) / FPS * 16000)] ** 2).mean()) for i in shown]
-        assert np.corrcoef(darkness, power)[0, 1] > 0.5
+        pictures = frames(turn.video)[shown.start : shown.stop, :, :, 2]
+        area = {}
+        for sex, (x, y, side, _) in corpus.boxes[turn.session].items():
+            # Between nose and chin, and within the cheeks, nothing but the inside of an open mouth is dark.
+            rows = slice(y + round(0.63 * side), y + round(0.82 * side))
+            columns = slice(x + round(0.4 * side), x + round(0.6 * side))
+            area[sex] = (pictures[:, rows, columns] < 110).sum((1, 2))
+        own = turn.speaker[-1]
+        loud = sound(turn.wav)[:, 0]
+        edges = [round(i / FPS * 16000) - round(turn.start * 16000) for i in (*shown, shown.stop)]
+        power = [np.sqrt((loud[max(i, 0) : j] ** 2).mean()) for i, j in zip(edges, edges[1:])]
+        assert np.corrcoef(area[own], power)[0, 1] > 0.75
+        assert area[own].max() > 10 and area["FM".replace(own, "")].max() <= 2  # the listener's mouth is shut
 
 
 def test_same_seed_same_files(small: SyntheticCorpus, tmp_path: Path) -> None:
