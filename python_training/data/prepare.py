@@ -97,7 +97,7 @@ def prepare(
     if not utterances:
         shown = f"; the first of {len(faults)} faults: {faults[0]}" if faults else ""
         raise ValueError(f"{corpus.name}: expected at least one utterance that can be used, found none{shown}")
-    faults += _duplicates(utterances, sounds)
+    faults += _duplicates(utterances, sounds, corpus.labels)
     samples = {key: sound.samples for key, sound in sounds.items()}
     rates = {key: sound.rate for key, sound in sounds.items()}
     report = corpus_report(corpus, utterances, samples, rates, set(faces), faults)
@@ -245,22 +245,20 @@ def feature_store(folder: Path, front_end: FrontEnd, speed: float = 1.0) -> Stor
     return Store(folder / "features" / options_key(options), options)
 
 
-def _duplicates(utterances: Sequence[Utterance], sounds: dict[str, _Sound]) -> list[Fault]:
+def _duplicates(utterances: Sequence[Utterance], sounds: dict[str, _Sound], labels: Sequence[str]) -> list[Fault]:
     first: dict[str, Utterance] = {}
     faults = []
     for u in utterances:
         if u.key not in sounds:
             continue
         other = first.setdefault(sounds[u.key].key, u)
-        if other is not u:
-            differs = [
-                f"{what} {a} and {b}"
-                for what, a, b in (("speakers", other.speaker, u.speaker), ("labels", other.label, u.label))
-                if a != b
-            ]
-            also = f", and of different {' and '.join(differs)}" if differs else ""
-            message = f"expected a recording of its own, got the same bytes as {other.key}{also}"
-            faults.append(Fault("duplicate", u.key, message))
+        if other is u:
+            continue
+        compared = (("speaker", other.speaker, u.speaker), ("label", labels[other.label], labels[u.label]))
+        differ = [f"{what} ({a or 'unknown'}, {b or 'unknown'})" for what, a, b in compared if a != b]
+        also = f", though {' and '.join(differ)} differ" if differ else ""
+        message = f"expected a recording of its own, got the same bytes as {other.key}{also}"
+        faults.append(Fault("duplicate", u.key, message))
     return faults
 
 
@@ -351,4 +349,4 @@ def _write_sheet(
     chosen = np.random.default_rng(seed).permutation(len(shown))[:_SHEET_FACES]
     drawn = [shown[i] for i in sorted(chosen)]
     pictures = [store[faces[u.key]][FRAMES // 2] for u in drawn]
-    contact_sheet(pictures, [f"{labels[u.label]} {u.key}" for u in drawn], out / "contact-sheet.png")
+    contact_sheet(pictures, [f"{labels[u.label]}\n{u.key}" for u in drawn], out / "contact-sheet.png")

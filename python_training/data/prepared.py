@@ -42,9 +42,7 @@ class PreparedCorpus:
             )
         self.manifest_sha256 = hashlib.sha256(manifest).hexdigest()
         if self.manifest_sha256 != header["manifest_sha256"]:
-            raise ValueError(
-                f"{folder}: expected the manifest that corpus.json tells of, got another; prepare it again"
-            )
+            raise ValueError(f"{folder}: expected the manifest that corpus.json names, got another; prepare it again")
         self.name: str = header["name"]
         self.labels: tuple[str, ...] = tuple(header["labels"])
         self.sampling_rate: int = header["sampling_rate"]

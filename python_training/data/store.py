@@ -24,6 +24,7 @@ SHARD_BYTES = 16 << 20
 
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "I16": np.dtype("<i2"), "F32": np.dtype("<f4")}
 _SUFFIX = ".safetensors"
+_METADATA = "avser_fast_store"
 _MAX_HEADER = 100 << 20  # what safetensors itself reads at most
 
 
@@ -74,7 +75,7 @@ class Store:
     def _index(self, path: Path) -> None:
         begin, header = _read_header(path)
         metadata = header.pop("__metadata__", {})
-        self.notes.update(json.loads(metadata.get("notes", "{}")))
+        self.notes.update(json.loads(metadata.get(_METADATA, "{}")).get("notes", {}))
         for name, entry in header.items():
             if entry["dtype"] not in _DTYPES:
                 raise ValueError(f"{path}: expected arrays of {', '.join(_DTYPES)}, got {entry['dtype']}")
@@ -128,8 +129,9 @@ class Store:
         name = hashlib.sha256("\n".join(sorted(self._waiting)).encode()).hexdigest()[:16]
         path = self.folder / (name + _SUFFIX)
         notes = {k: self.notes[k] for k in self._waiting if k in self.notes}
-        metadata = {"options": json.dumps(self.options, sort_keys=True), "notes": json.dumps(notes)}
-        write_bytes(path, save(self._waiting, metadata))
+        # One entry alone: safetensors writes several in no fixed order.
+        metadata = json.dumps({"options": self.options, "notes": notes}, sort_keys=True)
+        write_bytes(path, save(self._waiting, {_METADATA: metadata}))
         self._waiting, self._waiting_bytes = {}, 0
         self._index(path)
 
