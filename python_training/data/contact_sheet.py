@@ -11,7 +11,7 @@ import numpy as np
 from avser_fast.errors import ConfigError, InputError
 from avser_fast.inference.weights import write_bytes
 
-from .faces import HEIGHT, WIDTH, _cv2
+from .faces import HEIGHT, WIDTH, opencv, resize
 
 #: Pixels: a face as it is shown, the space around and between cells, a line of text.
 FACE_WIDTH, FACE_HEIGHT = 120, 150
@@ -29,7 +29,7 @@ def contact_sheet(faces: Sequence[np.ndarray], captions: Sequence[str], path: Pa
     Raises InputError for no faces, a face of another shape or type, or captions of another number, ConfigError for less
     than one column, BackendError without OpenCV.
     """
-    cv2 = _cv2()
+    cv2 = opencv()
     if not faces or len(captions) != len(faces):
         raise InputError(f"contact sheet: expected faces and a caption for each, got {len(faces)} and {len(captions)}")
     if columns < 1:
@@ -47,8 +47,7 @@ def contact_sheet(faces: Sequence[np.ndarray], captions: Sequence[str], path: Pa
     sheet = np.full((rows * down - GAP + 2 * MARGIN, columns * across - GAP + 2 * MARGIN), PAPER, np.uint8)
     for i, face in enumerate(faces):
         x, y = MARGIN + i % columns * across, MARGIN + i // columns * down
-        shown = cv2.resize(face, (FACE_WIDTH, FACE_HEIGHT), interpolation=cv2.INTER_AREA)
-        sheet[y : y + FACE_HEIGHT, x : x + FACE_WIDTH] = shown
+        sheet[y : y + FACE_HEIGHT, x : x + FACE_WIDTH] = resize(face, FACE_HEIGHT, FACE_WIDTH)
         cv2.rectangle(sheet, (x - 1, y - 1), (x + FACE_WIDTH, y + FACE_HEIGHT), FRAME)
         for k, line in enumerate(lines[i]):
             text = _fitting(_ascii(line))
@@ -65,7 +64,7 @@ def _ascii(text: str) -> str:
 
 
 def _width(text: str) -> int:
-    cv2 = _cv2()
+    cv2 = opencv()
     return int(cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, SCALE, 1)[0][0])
 
 

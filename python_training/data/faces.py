@@ -86,7 +86,7 @@ def read_faces(
 
     Raises ConfigError for a crop ``detect`` without a detector, BackendError without OpenCV.
     """
-    _cv2()
+    opencv()
     for i, source in enumerate(sources):
         if source.crop == "detect" and detector is None:
             raise ConfigError(f"face {i} ({source.video or source.images[0]}): expected a face detector, got none")
@@ -110,7 +110,7 @@ class _Frames:
     """The frames [first, last) of one source, chosen and cropped while its pictures come by in order."""
 
     def __init__(self, name: str, source: FaceSource, first: int, last: int, detector: Detector | None) -> None:
-        self.name, self.source = name, source
+        self.name, self.source, self.last = name, source, last
         self.detector = detector if source.crop == "detect" else None
         self.early, self.centres, self.late = (_numbers(first, last, FRAMES, quarter) for quarter in (1, 2, 3))
         self.numbers = sorted({*self.centres, *(self.early + self.late if self.detector else ())})
@@ -178,7 +178,7 @@ class _Frames:
 
     def _face(self, region: np.ndarray) -> np.ndarray | None:
         """uint8 (HEIGHT, WIDTH); None where nothing is to be seen."""
-        cv2 = _cv2()
+        cv2 = opencv()
         grey = cv2.cvtColor(region, cv2.COLOR_BGR2GRAY)
         if _is_blank(grey):
             self.blank.append(float(grey.mean()))
@@ -191,11 +191,11 @@ class _Frames:
             grey = grey[y : y + height, x : x + width]
             if not grey.size or _is_blank(grey):
                 return None
-        return _squash(grey)
+        return resize(grey, HEIGHT, WIDTH)
 
 
 def _is_blank(grey: np.ndarray) -> bool:
-    return float(_cv2().meanStdDev(grey)[1][0, 0]) < BLANK
+    return float(opencv().meanStdDev(grey)[1][0, 0]) < BLANK
 
 
 def _clip(box: Sequence[int], width: int, height: int) -> tuple[int, int, int, int]:
@@ -205,13 +205,16 @@ def _clip(box: Sequence[int], width: int, height: int) -> tuple[int, int, int, i
     return left, top, max(0, min(x + w, width) - left), max(0, min(y + h, height) - top)
 
 
-def _squash(grey: np.ndarray) -> np.ndarray:
-    """uint8 (height, width) to (HEIGHT, WIDTH).  One side after the other: where one shrinks and the other grows,
-    OpenCV's INTER_AREA averages neither."""
-    cv2 = _cv2()
-    height, width = grey.shape
-    grey = cv2.resize(grey, (WIDTH, height), interpolation=cv2.INTER_AREA if width > WIDTH else cv2.INTER_LINEAR)
-    return cv2.resize(grey, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA if height > HEIGHT else cv2.INTER_LINEAR)
+def resize(grey: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 (any height, any width) to (height, width): means of areas where a side shrinks, linear where it grows.
+
+    One side after the other, for OpenCV's INTER_AREA takes no means when one side shrinks while the other grows.
+    """
+    cv2 = opencv()
+    for size in ((width, grey.shape[0]), (width, height)):
+        shrinks = size[0] < grey.shape[1] or size[1] < grey.shape[0]
+        grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return grey
 
 
 def _read_images(source: FaceSource, detector: Detector | None) -> np.ndarray | FaceError:
@@ -229,7 +232,7 @@ def _read_images(source: FaceSource, detector: Detector | None) -> np.ndarray | 
 def _read_image(path: Path) -> np.ndarray:
     """BGR uint8 (height, width, 3)."""
     _require_file(path, "an image")
-    cv2 = _cv2()
+    cv2 = opencv()
     try:
         data = np.fromfile(path, dtype=np.uint8)
         picture = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
@@ -266,7 +269,7 @@ def _read_video(
 def _open(video: Path) -> tuple[Any, float]:
     """A cv2.VideoCapture and its frames per second."""
     _require_file(video, "a video")
-    cv2 = _cv2()
+    cv2 = opencv()
     capture = cv2.VideoCapture(os.path.abspath(video))  # absolute: a name such as data:1.avi is no protocol
     if not capture.isOpened():
         raise FaceError(
@@ -290,7 +293,7 @@ def _sample(
 ) -> Generator[tuple[int, np.ndarray | FaceError], None, tuple[list[int], int]]:
     """One pass over a video.  Returns the sources without an end that it could not serve because their number of frames
     was not what the header claims, and that number."""
-    claimed = max(0, int(capture.get(_cv2().CAP_PROP_FRAME_COUNT)))
+    claimed = max(0, int(capture.get(opencv().CAP_PROP_FRAME_COUNT)))
     reading: dict[int, _Frames] = {}
     takers: dict[int, list[int]] = {}
     uncounted: set[int] = set()  # sources that end where the video does, as long as that is only a claim
@@ -312,10 +315,10 @@ def _sample(
     number = 0
     while (reading or uncounted) and capture.grab():
         due = [i for i in takers.get(number, ()) if i in reading and reading[i].wants(number)]
-        decoded, picture = capture.retrieve() if due else (False, None)
+        picture = capture.retrieve()[1] if due else None
         for i in due:
             try:
-                if not decoded:
+                if picture is None:
                     at = f"frame {number} ({number / fps:.2f} s)"
                     raise FaceError("unreadable-video", f"{reading[i].name}: expected a picture in {at}, got none")
                 reading[i].show(number, picture, str(video))
@@ -382,7 +385,7 @@ def yunet(model: Path, min_score: float = 0.7) -> Detector:
     Raises ModelError for a file that is not there, that OpenCV cannot read or that is not YuNet, ConfigError for a
     score that is none, BackendError without OpenCV.
     """
-    cv2 = _cv2()
+    cv2 = opencv()
     if not hasattr(cv2, "FaceDetectorYN"):
         raise BackendError(f"yunet: expected OpenCV from 4.8 with FaceDetectorYN, got OpenCV {cv2.__version__}")
     if not 0 <= min_score <= 1:
@@ -412,7 +415,7 @@ def haar(cascade: Path | None = None) -> Detector:
     Raises BackendError where the installed OpenCV has no CascadeClassifier (5.0) or no cascades, ModelError for a
     file that is not there or that it cannot read.
     """
-    cv2 = _cv2()
+    cv2 = opencv()
     if not hasattr(cv2, "CascadeClassifier"):
         raise BackendError(
             f"haar: expected an OpenCV with CascadeClassifier, got OpenCV {cv2.__version__}; install "
@@ -430,8 +433,8 @@ def haar(cascade: Path | None = None) -> Detector:
     own = _per_thread(lambda: cv2.CascadeClassifier(path))
     try:
         unusable = "a file without one" if own().empty() else ""
-    except cv2.error as error:
-        unusable = _sentence(error)
+    except (cv2.error, SystemError) as error:
+        unusable = _sentence(error.__cause__ or error)
     if unusable:
         raise ModelError(f"{cascade}: expected a cascade that OpenCV can read, got {unusable}")
 
@@ -472,7 +475,7 @@ def _searched(picture: np.ndarray) -> tuple[np.ndarray, float, float]:
     scale = SEARCHED / max(height, width)
     if scale >= 1:
         return picture, 1.0, 1.0
-    cv2 = _cv2()
+    cv2 = opencv()
     small_width, small_height = max(1, round(width * scale)), max(1, round(height * scale))
     small = cv2.resize(picture, (small_width, small_height), interpolation=cv2.INTER_AREA)
     return small, width / small_width, height / small_height
@@ -488,7 +491,8 @@ def _sentence(error: Exception) -> str:
     return " ".join(str(getattr(error, "err", "") or error).split())
 
 
-def _cv2() -> Any:
+def opencv() -> Any:
+    """The module cv2, loaded when first needed; BackendError where it is not there."""
     try:
         import cv2
     except ImportError as error:
