@@ -909,8 +909,8 @@ def test_captions() -> None:
     short = sheets._fitting("hap")
     assert short == "hap"
     long = sheets._fitting("Ses01F_impro01_a_very_long_name_F013")
-    assert long.startswith("Ses01F") and long.endswith("F013") and ".." in long
-    assert sheets._width(long) <= sheets.FACE_WIDTH < sheets._width(long.replace("..", "..mm"))
+    assert long.startswith("Ses01F") and long.endswith("F013") and "..." in long
+    assert sheets._width(long) <= sheets.FACE_WIDTH < sheets._width(long.replace("...", "...mm"))
 
 
 def test_contact_sheet_of_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from avser_fast.inference.weights import write_bytes
 from .faces import HEIGHT, WIDTH, opencv, resize
 
 #: Pixels: a face as it is shown, the space around and between cells, a line of text.
-FACE_WIDTH, FACE_HEIGHT = 120, 150
+FACE_WIDTH, FACE_HEIGHT = 144, 180
 MARGIN, GAP, LINE = 16, 14, 16
 PAPER, INK, FRAME = 250, 40, 200
 SCALE = 0.4
@@ -74,5 +74,5 @@ def _fitting(text: str) -> str:
     shown = text
     while _width(shown) > FACE_WIDTH and kept:
         kept -= 1
-        shown = f"{text[: kept // 2]}..{text[len(text) - (kept + 1) // 2 :]}"
+        shown = f"{text[: kept // 2]}...{text[len(text) - (kept + 1) // 2 :]}"
     return shown

@@ -80,9 +80,10 @@ def read_faces(
 
     A video is read once, from its beginning, for all of its sources; a source comes as soon as its frames are there,
     so not in the order of ``sources``.  One without an end comes when the video ends: its frames are those that can be
-    decoded, for which the video is read again where its header claims another number.  More than a tenth fewer than
-    claimed are an error, and so is a centre of a part that a given end puts behind the video's.  Images stand for
-    frames at equal distances.  At most one picture per source that is being read is held.
+    decoded, for which the video is read again where its header claims another number.  (OpenCV 4 decodes at most one
+    more than an AVI or MP4 claims.)  More than a tenth fewer than claimed are an error, and so is a centre of a part
+    that a given end puts behind the video's.  Images stand for frames at equal distances.  At most one picture per
+    source that is being read is held.
 
     Raises ConfigError for a crop ``detect`` without a detector, BackendError without OpenCV.
     """
