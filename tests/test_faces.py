@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,6 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     plain = cv2.VideoCapture
 
     class Counting:
-        fps: float | None = None
-
         def __init__(self, *arguments: Any) -> None:
             self.capture = plain(*arguments)
             self.grabs = self.retrieves = self.releases = 0
@@ -157,7 +156,7 @@ def test_without_opencv(hundred: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_to_unit() -> None:
     unit = faces.to_unit(np.array([[0, 255], [127, 128]], np.uint8))
     assert unit.dtype == np.float32
-    np.testing.assert_allclose(unit, [[-1, 1], [-1 / 255, 1 / 255]], atol=1e-6)
+    np.testing.assert_allclose(unit, np.array([[-255, 255], [-1, 1]]) / 255, atol=1e-6)
 
 
 @pytest.mark.parametrize("first, last", [(0, 100), (0, 5), (0, 1), (3, 5), (17, 24), (10**7, 10**7 + 33)])
@@ -258,12 +257,11 @@ def test_paths_beyond_ascii_and_links(hundred: Path, tmp_path: Path, monkeypatch
     video.write_bytes(hundred.read_bytes())
     link = folder / "link.avi"
     link.symlink_to(video)
-    odd = folder / "data:1.avi"
-    odd.write_bytes(hundred.read_bytes())
+    odd = write_video(folder / "concat:1.mkv", [coded(n) for n in range(25)])
     image = folder / "Gesicht 1.png"
     image.write_bytes(cv2.imencode(".png", coded(9))[1].tobytes())
     monkeypatch.chdir(folder)
-    for path in (video, link, Path(video.name), Path("link.avi"), Path("data:1.avi")):
+    for path in (video, link, Path(video.name), Path("link.avi"), Path(odd.name)):
         assert numbers(read_one(FaceSource(video=path, end=1.0))) == frame_numbers(0, 25), path
     assert numbers(read_one(FaceSource(images=(image,)))) == [9] * FRAMES
 
@@ -291,7 +289,7 @@ def test_a_box_outside_the_picture(tmp_path: Path, box: tuple[int, int, int, int
     assert numbers(got[1]) == frame_numbers(0, 10)  # an error of one source is no error of another
 
 
-def test_detect(tmp_path: Path) -> None:
+def test_detect(tmp_path: Path, captures: list[Any]) -> None:
     where = [(48, 32), (0, 0), (80, 64), (16, 48), (64, 0)]
     video = write_video(tmp_path / "face.avi", [patched(n, where[n // 10]) for n in range(50)])
     calls = []
@@ -302,6 +300,7 @@ def test_detect(tmp_path: Path) -> None:
 
     assert numbers(read_one(FaceSource(video=video, crop="detect"), detector)) == [5, 15, 25, 35, 45]
     assert calls == [(128, 160, 3)] * 5  # other frames of a part are searched only where its centre shows no face
+    assert captures[0].retrieves == 10 and captures[0].grabs == 51  # the centres and what is held until they come
 
 
 def test_detect_within_a_box(tmp_path: Path) -> None:
@@ -329,9 +328,10 @@ def test_of_several_faces_the_largest_within_the_picture_is_taken(tmp_path: Path
 def test_a_detector_may_answer_with_an_array(tmp_path: Path) -> None:
     image = tmp_path / "one.png"
     cv2.imwrite(str(image), patched(34))
-    for kind in (np.int32, np.float32):
-        got = read_one(FaceSource(images=(image,), crop="detect"), lambda p: np.array(find_patch(p), kind))  # noqa: B023
-        assert numbers(got) == [34] * FRAMES
+    answers: list[Any] = [np.array(find_patch(patched(34)), kind) for kind in (np.int32, np.float32)]
+    for answer in answers:
+        detector = partial(lambda answer, picture: answer, answer)
+        assert numbers(read_one(FaceSource(images=(image,), crop="detect"), detector)) == [34] * FRAMES
 
 
 @pytest.mark.parametrize(
@@ -443,6 +443,18 @@ def test_a_few_frames_short_of_the_claim(hundred: Path, tmp_path: Path, captures
     assert numbers(got[1]) == frame_numbers(0, came)
     assert numbers(got[2]) == frame_numbers(0, 100)  # every centre is there
     assert len(captures) == 2 and all(capture.releases == 1 for capture in captures)
+
+
+@pytest.mark.parametrize("count", [45, 46, 47, 48, 50])
+def test_a_video_that_ends_within_the_last_part(tmp_path: Path, count: int) -> None:
+    """Frame 45 is the last centre of 50, frame 47 is looked at because the centre shows no face."""
+    video = write_video(tmp_path / "ends.avi", [patched(n if n < 40 or n == 47 else None) for n in range(count)])
+    source = FaceSource(video=video, end=2, crop="detect")
+    if count == 45:
+        expected = f"{video}, 0 to 2 s: expected 50 frames (2.00 s) of the video, got 45 (1.80 s)"
+        assert str(failure(source, find_patch)) == expected
+    else:
+        assert numbers(read_one(source, find_patch)) == [5, 15, 25, 35, 47 if count > 47 else 35]
 
 
 def claiming(video: Path, path: Path, offset: int, value: int) -> Path:

@@ -271,7 +271,7 @@ def _open(video: Path) -> tuple[Any, float]:
     """A cv2.VideoCapture and its frames per second."""
     _require_file(video, "a video")
     cv2 = opencv()
-    capture = cv2.VideoCapture(os.path.abspath(video))  # absolute: a name such as data:1.avi is no protocol
+    capture = cv2.VideoCapture(os.path.abspath(video))  # absolute: a name such as concat:1.avi is no protocol
     if not capture.isOpened():
         raise FaceError(
             "unreadable-video",
@@ -487,7 +487,7 @@ def _scaled(box: Sequence[float], across: float, down: float) -> tuple[int, int,
     return round(x * across), round(y * down), round(width * across), round(height * down)
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     """What went wrong according to a cv2.error, without the place in OpenCV's sources."""
     return " ".join(str(getattr(error, "err", "") or error).split())
 
