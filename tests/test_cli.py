@@ -158,15 +158,15 @@ def test_usage(run: Any, arguments: list[str]) -> None:
 def test_help_lists_what_exists(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = run("--help")
     assert (code, err) == (0, "") and "exit codes: 0 ok" in out
-    assert all(name in out for name in ("infer", "convert", "doctor"))
-    for name in ("stream", "prepare", "bench"):
+    assert all(name in out for name in ("infer", "convert", "doctor", "prepare"))
+    for name in ("stream", "bench"):
         assert name not in out
     code, out, _ = run("infer", "--help")
     for option in ("--json", "--csv", "--model", "--top-k", "--device", "--precision", "--batch-size", "--output"):
         assert option in out
     monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
     assert "train" not in run("--help")[1]
-    for name in ("train", "evaluate"):
+    for name in ("prepare", "train", "evaluate"):
         code, out, err = run(name, "--dataset", "emodb4")
         assert (code, out) == (2, "") and len(err.splitlines()) == 1
         assert err.startswith(f"avser-fast {name}: expected the package python_training")

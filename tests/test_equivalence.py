@@ -62,12 +62,13 @@ def test_a_curve_further_off_is_seen() -> None:
 
 
 def test_a_wrong_gradient_is_seen(corpus: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One gradient of the network that points a little elsewhere (AdamW would not notice one that is too long)."""
+    """One gradient of the network that points a little elsewhere (AdamW would not notice one that is too long), seen
+    before rounding has made the references themselves part."""
     settings = members()["mdscm-small"]
     settings = dataclasses.replace(settings, optimisation=dataclasses.replace(settings.optimisation, batch_size=8))
     sets = _split(corpus)
     runs = {
-        name: train_steps(settings, *sets, 10, fused=False, layout=layout, onednn=onednn)
+        name: train_steps(settings, *sets, 5, fused=False, layout=layout, onednn=onednn)
         for name, (layout, onednn) in REFERENCES.items()
     }
     plain = nn.MDSCM.__init__
@@ -77,7 +78,7 @@ def test_a_wrong_gradient_is_seen(corpus: FeatureSet, monkeypatch: pytest.Monkey
         self.body.blocks[0].pointwise2.weight.register_hook(lambda grad: grad + 0.1 * grad.roll(1, 0))  # type: ignore[union-attr]
 
     monkeypatch.setattr(nn.MDSCM, "__init__", wrong)
-    runs[FUSED] = train_steps(settings, *sets, 10, fused=True)
+    runs[FUSED] = train_steps(settings, *sets, 5, fused=True)
     assert not judge(runs)["within"]
 
 
