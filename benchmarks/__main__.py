@@ -1,6 +1,7 @@
 """``python -m benchmarks``: everything, on a machine that does nothing else; results and README are renewed at the end.
 
-The ceilings first, then every case with every peer, then the memory of 10,000 calls.  Stops at the first that fails.
+The ceilings first, then every case with every peer, then the memory of 10,000 calls and 10,000 utterances
+prepared.  Stops at the first that fails.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ STEPS = [
     ["benchmarks.roofline", RESULTS],
     ["pytest", "benchmarks", "--benchmark-only", "-q", "--results", RESULTS, "--peers", "all"],
     ["benchmarks.memory", RESULTS],
+    ["benchmarks.prepare", RESULTS],
     ["benchmarks.render"],
 ]
 

@@ -89,7 +89,7 @@ def prepare(
         corpus = without_faces(corpus, keep=("whole", "box"))
     count = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or os.cpu_count()
     with ThreadPoolExecutor(count or 1) as pool:
-        window = 2 * (count or 1)
+        window = 16 * (count or 1)  # enough to go on with while a shard is written
         sounds, audio_faults = _store_sounds(corpus, out, front_ends, pool, window, progress)
         faces, face_faults = _store_faces(corpus, out, detector, pool, window, progress)
     faults = [*corpus.faults, *audio_faults, *face_faults]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -59,7 +60,8 @@ def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
 
 class Store:
     """The arrays under ``folder``, which need not exist yet.  Threads may read and add at the same time as other
-    processes do; one thread adds at a time."""
+    processes do; one thread adds at a time.  Within a ``with`` statement shards are written by a thread of their own.
+    """
 
     def __init__(self, folder: Path, options: Mapping[str, Any] | None = None):
         self.folder = Path(folder)
@@ -69,6 +71,9 @@ class Store:
         self._maps: dict[Path, np.memmap] = {}
         self._waiting: dict[str, np.ndarray] = {}
         self._waiting_bytes = 0
+        self._writing: dict[str, np.ndarray] = {}
+        self._written: Future[Path] | None = None
+        self._writer: ThreadPoolExecutor | None = None
         for path in sorted(self.folder.glob("*" + _SUFFIX)):
             self._index(path)
 
@@ -83,18 +88,19 @@ class Store:
             self._places[name] = _Place(path, _DTYPES[entry["dtype"]], shape, begin + entry["data_offsets"][0])
 
     def __contains__(self, key: str) -> bool:
-        return key in self._places or key in self._waiting
+        return key in self._waiting or key in self._writing or key in self._places
 
     def __len__(self) -> int:
-        return len(self._places) + len(self._waiting)
+        return sum(1 for _ in self.keys())
 
     def __getitem__(self, key: str) -> np.ndarray:
         """The array of a key, a view of the file that reads no more than what is touched; KeyError without one.
 
         Writing to it changes this process' copy of a page alone, never the file.
         """
-        if key in self._waiting:
-            return self._waiting[key]
+        held = self._held(key)
+        if held is not None:
+            return held
         place = self._places[key]
         pages = self._maps.get(place.shard)
         if pages is None:
@@ -102,8 +108,13 @@ class Store:
         size = place.dtype.itemsize * int(np.prod(place.shape, dtype=np.int64))
         return np.asarray(pages[place.offset : place.offset + size]).view(place.dtype).reshape(place.shape)
 
+    def _held(self, key: str) -> np.ndarray | None:
+        """The array of a key while it is still in memory."""
+        return self._waiting.get(key, self._writing.get(key))
+
     def shape(self, key: str) -> tuple[int, ...]:
-        return self._waiting[key].shape if key in self._waiting else self._places[key].shape
+        held = self._held(key)
+        return self._places[key].shape if held is None else held.shape
 
     def add(self, key: str, array: np.ndarray, note: Any = None) -> None:
         """Keep an array (uint8, int16 or float32) under a key; a shard is written when enough of them wait."""
@@ -119,30 +130,51 @@ class Store:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits as one shard."""
-        from safetensors.numpy import save
-
+        """Write what waits as one shard; one shard at a time is being written while others are made."""
+        self._settle()
         if not self._waiting:
             return
+        self._writing, self._waiting, self._waiting_bytes = self._waiting, {}, 0
+        notes = {k: self.notes[k] for k in self._writing if k in self.notes}
+        if self._writer is not None:
+            self._written = self._writer.submit(self._write, self._writing, notes)
+        else:
+            self._index(self._write(self._writing, notes))
+            self._writing = {}
+
+    def _settle(self) -> None:
+        """Wait for the shard that is being written; OSError naming its file where it could not be."""
+        written, self._written = self._written, None
+        if written is not None:
+            self._index(written.result())
+            self._writing = {}
+
+    def _write(self, arrays: dict[str, np.ndarray], notes: dict[str, Any]) -> Path:
+        from safetensors.numpy import save
+
         self.folder.mkdir(parents=True, exist_ok=True)
         # The name follows from the keys: whoever makes the same arrays at the same time writes the same file.
-        name = hashlib.sha256("\n".join(sorted(self._waiting)).encode()).hexdigest()[:16]
+        name = hashlib.sha256("\n".join(sorted(arrays)).encode()).hexdigest()[:16]
         path = self.folder / (name + _SUFFIX)
-        notes = {k: self.notes[k] for k in self._waiting if k in self.notes}
         # One entry alone: safetensors writes several in no fixed order.
         metadata = json.dumps({"options": self.options, "notes": notes}, sort_keys=True)
-        write_bytes(path, save(self._waiting, {_METADATA: metadata}))
-        self._waiting, self._waiting_bytes = {}, 0
-        self._index(path)
+        write_bytes(path, save(arrays, {_METADATA: metadata}))
+        return path
 
     def keys(self) -> Iterator[str]:
-        yield from self._places
-        yield from self._waiting
+        yield from {**self._places, **self._writing, **self._waiting}
 
     def __enter__(self) -> Store:
+        self._writer = ThreadPoolExecutor(1)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.flush()  # an interruption keeps what was made before it
+        try:
+            self.flush()  # an interruption keeps what was made before it
+            self._settle()
+        finally:
+            if self._writer is not None:
+                self._writer.shutdown()
+                self._writer = None
