@@ -3,7 +3,8 @@
 The corpus is the shipped recordings over and over, each time with other noise in the last bit, so that no two files
 are the same.  Measured, each in a fresh process: the whole of ``prepare`` (decoding, checks, digests, waveforms and
 features to disk), the same number of threads that only decode, or decode and compute digests and features but store
-nothing (all of it compiled code), preparing again when everything is cached, and the largest resident memory for the whole corpus and for a tenth of it.
+nothing (all of it compiled code), preparing again when everything is cached, and the largest resident memory for the
+whole corpus and for a tenth of it.
 """
 
 from __future__ import annotations
