@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from avser_fast.config import MDSCM, ClipRule, ConfigError, FrontEnd
+from avser_fast.config import AVRE, MDSCM, ClipRule, ConfigError, FrontEnd
 
 from .data.augment import Augmentation
 
@@ -23,8 +23,10 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @dataclass(frozen=True)
 class Optimisation:
-    """AdamW or SGD with linear warm-up and cosine decay; weights are averaged exponentially (``ema``, 0: off).
+    """AdamW or SGD with linear warm-up, then a schedule; weights are averaged exponentially (``ema``, 0: off).
 
+    ``schedule`` is ``cosine`` (half a cosine down to 0 at the end), ``step`` (times ``step_factor`` every
+    ``step_epochs``) or ``constant``.  ``amp`` is ``off``, ``bf16`` or ``fp16`` (autocast; fp16 scales the loss).
     ``epochs`` is the length of the schedule.  The epoch whose averaged weights score best on the validation speaker is
     kept: by UA, ties by loss, among the epochs of the last ``pick_last`` share of the schedule.  ``refit`` then
     trains again on all training speakers, the validation speaker included, for as many epochs.  ``class_weights`` is
@@ -44,18 +46,81 @@ class Optimisation:
     gradient_clip: float = 5.0
     pick_last: float = 0.5
     refit: bool = False
+    schedule: str = "cosine"
+    step_epochs: int = 80
+    step_factor: float = 0.5
+    amp: str = "off"
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("adamw", "sgd"):
-            raise ConfigError(f"optimizer: expected 'adamw' or 'sgd', got {self.optimizer!r}")
-        for name in ("epochs", "batch_size"):
+        for name, known in (
+            ("optimizer", ("adamw", "sgd")),
+            ("schedule", ("cosine", "step", "constant")),
+            ("amp", ("off", "bf16", "fp16")),
+        ):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"{name}: expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, got {getattr(self, name)!r}"
+                )
+        for name in ("epochs", "batch_size", "step_epochs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
+class Adversarial:
+    """Gradient reversal in the AVDAL stage.
+
+    lambda is ``lam`` times 1 (``constant``), the DANN schedule 2 / (1 + exp(-10 p)) - 1 (``dann``; Ganin et al., JMLR
+    2016, section 5.2.2) or min(1, p / ``warmup``) (``warm-up``), p the progress of the stage from 0 to 1.  ``lam`` = 0
+    trains the same encoder without adaptation.  ``face_weight`` weighs the emotion loss of the faces,
+    ``domain_weight`` the domain loss (at the domain classifier too, which ``lam`` is not).
+    """
+
+    schedule: str = "dann"
+    lam: float = 1.0
+    warmup: float = 0.2
+    face_weight: float = 1.0
+    domain_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("constant", "dann", "warm-up"):
+            raise ConfigError(f"schedule: expected 'constant', 'dann' or 'warm-up', got {self.schedule!r}")
+        if not 0 < self.warmup <= 1:
+            raise ConfigError(f"warmup: expected a share of the stage from 0 (exclusive) to 1, got {self.warmup}")
+        for name in ("lam", "face_weight", "domain_weight"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class FusionRecipe:
+    """The network that fuses (``config.Fusion``); the width of its features follows from the other two."""
+
+    hidden: int = 128
+    feature_weight: float = 0.7
+
+
+@dataclass(frozen=True)
+class Batching:
+    """What a row of a batch is: one random crop (``crops``) or the clips of the clip rule; ``face_frames`` frames of a
+    face, the utterance's own where ``paired``.  ``workers`` processes make batches ahead of time."""
+
+    crops: bool = True
+    face_frames: int = 1
+    paired: bool = False
+    workers: int = 0
+
+
+#: The stages of training, in order, and the section of a recipe that says how each is optimised.
+STAGES = {"mdscm": "optimisation", "avdal": "avdal", "fusion": "fusion", "joint": "joint"}
+
+
+@dataclass(frozen=True)
 class Settings:
-    """A named recipe: front end (its mean and std are measured), clip rule of evaluation, network, optimisation."""
+    """A named recipe: front end (its mean and std are measured), clip rule of evaluation, network, optimisation.
+
+    ``encoder`` is the network of the AVDAL stage, None for a recipe of speech alone.
+    """
 
     name: str
     front_end: FrontEndRecipe
@@ -63,6 +128,17 @@ class Settings:
     network: MDSCM = field(default_factory=MDSCM)
     optimisation: Optimisation = field(default_factory=Optimisation)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    batches: Batching = field(default_factory=Batching)
+    encoder: AVRE | None = None
+    avdal: Optimisation = field(default_factory=Optimisation)
+    adversarial: Adversarial = field(default_factory=Adversarial)
+    fusion_lstm: FusionRecipe = field(default_factory=FusionRecipe)
+    fusion: Optimisation = field(default_factory=Optimisation)
+    joint: Optimisation = field(default_factory=Optimisation)
+
+    def of_stage(self, stage: str) -> Optimisation:
+        found: Optimisation = getattr(self, STAGES[stage])
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -107,6 +183,13 @@ _SECTIONS = {
     "network": MDSCM,
     "optimisation": Optimisation,
     "augmentation": Augmentation,
+    "batches": Batching,
+    "encoder": AVRE,
+    "avdal": Optimisation,
+    "adversarial": Adversarial,
+    "fusion_lstm": FusionRecipe,
+    "fusion": Optimisation,
+    "joint": Optimisation,
 }
 
 
@@ -127,8 +210,11 @@ def load_settings(source: str | Path, overrides: Mapping[str, Any] | None = None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: expected TOML, got {error}") from error
     for key, value in (overrides or {}).items():
-        section, _, name = key.partition(".")
-        data.setdefault(section, {})[name] = value
+        *sections, name = key.split(".")
+        at = data
+        for section in sections:
+            at = at.setdefault(section, {})
+        at[name] = value
     built: dict[str, Any] = {}
     for section, values in data.items():
         if section not in _SECTIONS:

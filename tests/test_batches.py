@@ -66,7 +66,7 @@ def equal(a: Batch, b: Batch) -> bool:
 
 
 def joined(parts: list[Batch]) -> Batch:
-    return Batch(*(torch.cat(values) for values in zip(*parts)))  # type: ignore[arg-type]
+    return Batch._make(None if values[0] is None else torch.cat(values) for values in zip(*parts))  # type: ignore[arg-type]
 
 
 # The stream

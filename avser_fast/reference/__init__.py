@@ -5,7 +5,7 @@ One function per stem, in the order of the data flow; every other backend is tes
 
 from __future__ import annotations
 
-from .batch_norm import batch_norm, batch_norm_affine, batch_statistics, rectified_affine
+from .batch_norm import batch_norm, batch_norm_affine, batch_statistics, joined_statistics, rectified_affine
 from .conv_stem import conv_stem, strided_conv2d
 from .cs_attention import channel_attention, cs_attention, spatial_attention
 from .dropout import counted_dropout, philox
@@ -45,6 +45,7 @@ __all__ = [
     "fuse_inputs",
     "fusion_lstm",
     "gradient_reversal",
+    "joined_statistics",
     "log_mel",
     "lstm_branch",
     "mel_filters",

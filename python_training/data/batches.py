@@ -7,7 +7,7 @@ taken up in the middle of an epoch.  There is no state to save but the number of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +23,9 @@ from .augment import Augmentation, WaveformChange, augment_face, augment_feature
 from .faces import FRAMES, to_unit
 from .features import compute_features
 from .prepared import PreparedCorpus
+
+#: From an item and its generator to values, which clips vote, and the values before augmentation.
+_Make = Callable[[int, np.random.Generator], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 # What a random stream is for; streams of different kinds share no number.
 _ORDER, _FACE_ORDER, _PARTNER, _SPEECH, _FACE = range(5)
@@ -120,13 +123,17 @@ class Plan:
 
 class Batch(NamedTuple):
     """N rows of L clips: ``clips`` (N, L, channels, clip_frames, bands) float32, ``valid`` (N, L) the clips that vote,
-    ``labels`` (N,) and ``targets`` (N, classes), which are soft where samples were mixed.  The same of the faces:
-    ``faces`` (N, frames, 1, 224, 40) in [-1, 1]; None without faces."""
+    ``labels`` (N,) and ``targets`` (N, classes), which are soft where samples were mixed.  ``skipped`` (N,) are rows in
+    which another sample stands in for one that cannot be used.  ``clean`` are the clips before their features were
+    augmented and mixed, where they are asked for.  The same of the faces: ``faces`` (N, frames, 1, 224, 40) in [-1, 1];
+    None without faces."""
 
     clips: Tensor
     valid: Tensor
     labels: Tensor
     targets: Tensor
+    skipped: Tensor
+    clean: Tensor | None = None
     faces: Tensor | None = None
     face_labels: Tensor | None = None
     face_targets: Tensor | None = None
@@ -134,25 +141,34 @@ class Batch(NamedTuple):
     def pin_memory(self) -> Batch:
         return Batch._make(None if x is None else x.pin_memory() for x in self)
 
+    def to(self, device: torch.device) -> Batch:
+        return Batch._make(None if x is None else x.to(device, non_blocking=True) for x in self)
+
 
 @dataclass(frozen=True)
-class _Sample:
-    clips: np.ndarray
+class _Half:
+    """The speech of a row, or its face."""
+
+    values: np.ndarray
     valid: np.ndarray
     label: int
     target: np.ndarray
-    faces: np.ndarray | None = None
-    face_label: int = 0
-    face_target: np.ndarray | None = None
+    skipped: bool
+    clean: np.ndarray
 
 
-class Samples(Dataset[_Sample]):
+class SampleError(ValueError):
+    """A sample cannot be used; the message names it."""
+
+
+class Samples(Dataset[tuple[_Half, ...]]):
     """From a row of a plan to what a network sees.
 
     ``front_end`` brings the normalisation, measured on training speakers.  ``crops``: one crop of ``clip_frames`` at a
     random place (short utterances are padded at random) instead of the clips of ``clip_rule``.  ``face_frames`` are the
     evenly spaced frames of a face that are used.  ``faces`` may be another corpus than ``speech``: their classes
-    must be the same, in the same order.
+    must be the same, in the same order.  A sample that cannot be read or is not finite raises SampleError; with
+    ``skip_bad`` the row's partner stands in for it.
     """
 
     def __init__(
@@ -166,6 +182,8 @@ class Samples(Dataset[_Sample]):
         augmentation: Augmentation | None = None,
         faces: PreparedCorpus | None = None,
         face_frames: int = FRAMES,
+        clean: bool = False,
+        skip_bad: bool = False,
     ):
         if not crops and clip_rule.clips is None:
             raise ValueError("samples: clip_rule: expected a fixed number of clips, got as many as an utterance needs")
@@ -181,32 +199,59 @@ class Samples(Dataset[_Sample]):
         self.seed, self.crops = seed, crops
         self.augmentation = augmentation or Augmentation()
         self.face_frames = face_frames
+        self.clean, self.skip_bad = clean, skip_bad
         self._features = {s: speech.features(front_end, s) for s in (1.0, *self.augmentation.speeds)}
 
-    def __getitem__(self, draw: Draw) -> _Sample:
-        speech = self._mixed(draw, _SPEECH, draw.speech, draw.partner)
-        if draw.face is None or self.faces is None:
-            return _Sample(*speech)
-        faces, _, face_label, face_target = self._mixed(draw, _FACE, draw.face, draw.face_partner or 0)
-        return _Sample(*speech, faces, face_label, face_target)
+    def __getitem__(self, draw: Draw) -> tuple[_Half, ...]:
+        speech = self._half(draw, self.speech, self._clips, _SPEECH, draw.speech, draw.partner)
+        if draw.face is None or draw.face_partner is None or self.faces is None:
+            return (speech,)
+        return speech, self._half(draw, self.faces, self._face, _FACE, draw.face, draw.face_partner)
 
-    def _mixed(self, draw: Draw, kind: int, item: int, partner: int) -> tuple[np.ndarray, np.ndarray, int, np.ndarray]:
-        corpus = self.speech if kind == _SPEECH else self.faces
-        assert corpus is not None
-        make = self._clips if kind == _SPEECH else self._face
+    def _half(self, draw: Draw, corpus: PreparedCorpus, make: _Make, kind: int, item: int, partner: int) -> _Half:
+        key = (self.seed, kind, draw.epoch, draw.position)
+        skipped = False
+        try:
+            values, valid, clean = self._made(corpus, make, item, _generator(*key, 0))
+        except SampleError:
+            if not self.skip_bad:
+                raise
+            item, skipped = partner, True
+            values, valid, clean = self._made(corpus, make, item, _generator(*key, 0))
         one_hot = np.eye(len(corpus.labels), dtype=np.float32)
         label = corpus.utterances[item].label
-        values, valid = make(item, _generator(self.seed, kind, draw.epoch, draw.position, 0))
         target = one_hot[label]
-        if self.augmentation.mixup:
-            rng = _generator(self.seed, kind, draw.epoch, draw.position, 1)
-            other, also = make(partner, rng)
-            share = np.float32(1.0 - self.augmentation.mixup * rng.random())
-            values, valid = values * share + other * (1 - share), valid | also
-            target = target * share + one_hot[corpus.utterances[partner].label] * (1 - share)
-        return values, valid, label, target
+        if self.augmentation.mixup and not skipped:
+            rng = _generator(*key, 1)
+            try:
+                other, also, _ = self._made(corpus, make, partner, rng)
+                share = np.float32(1.0 - self.augmentation.mixup * rng.random())
+                values, valid = values * share + other * (1 - share), valid | also
+                target = target * share + one_hot[corpus.utterances[partner].label] * (1 - share)
+            except SampleError:
+                if not self.skip_bad:
+                    raise
+                skipped = True
+        return _Half(values, valid, label, target, skipped, clean)
 
-    def _clips(self, item: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    @staticmethod
+    def _made(
+        corpus: PreparedCorpus, make: _Make, item: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        name = f"{corpus.folder}: {corpus.utterances[item].key}"
+        try:
+            values, valid, clean = make(item, rng)
+        except (
+            Exception
+        ) as error:  # of a damaged file or an array that is not what it should be: which one is the point
+            raise SampleError(
+                f"{name}: expected a sample that can be read, got {type(error).__name__}: {error}"
+            ) from error
+        if not np.isfinite(values).all():
+            raise SampleError(f"{name}: expected finite values, got NaN or infinity")
+        return values, valid, clean
+
+    def _clips(self, item: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         settings = self.augmentation
         speeds = list(self._features)
         speed = speeds[int(rng.integers(len(speeds)))]
@@ -225,14 +270,16 @@ class Samples(Dataset[_Sample]):
             clips, valid = _crop(values, rule.clip_frames, rng)[None], np.ones(1, dtype=bool)
         else:
             clips, valid = engine.frame_clips(values, rule.clips, rule.clip_frames, rule.rule)
-        return augment_features(np.asarray(clips), settings, rng), np.asarray(valid)
+        clips = np.asarray(clips)
+        return augment_features(clips, settings, rng), np.asarray(valid), clips
 
-    def _face(self, item: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _face(self, item: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         assert self.faces is not None
         stored = self.faces.face(item)
         chosen = [len(stored) * (2 * i + 1) // (2 * self.face_frames) for i in range(self.face_frames)]
-        frames = augment_face(to_unit(stored[chosen]), self.augmentation, rng)
-        return frames[:, None], np.ones(len(frames), dtype=bool)
+        clean = to_unit(stored[chosen])
+        frames = augment_face(clean, self.augmentation, rng)
+        return frames[:, None], np.ones(len(frames), dtype=bool), clean[:, None]
 
 
 def _crop(values: np.ndarray, frames: int, rng: np.random.Generator) -> np.ndarray:
@@ -247,17 +294,28 @@ def _crop(values: np.ndarray, frames: int, rng: np.random.Generator) -> np.ndarr
     return padded
 
 
-def _collate(samples: list[_Sample]) -> Batch:
-    def stack(name: str) -> Tensor:
-        return torch.from_numpy(np.stack([getattr(s, name) for s in samples]))
+class _Collate:
+    def __init__(self, clean: bool):
+        self.clean = clean
 
-    def whole(name: str) -> Tensor:
-        return torch.tensor([getattr(s, name) for s in samples])
+    def __call__(self, samples: list[tuple[_Half, ...]]) -> Batch:
+        speech, *faces = zip(*samples)
+        skipped = torch.tensor([any(half.skipped for half in row) for row in samples])
+        clips, valid, labels, targets = self._stacked(speech)
+        clean = torch.from_numpy(np.stack([half.clean for half in speech])) if self.clean else None
+        if not faces:
+            return Batch(clips, valid, labels, targets, skipped, clean)
+        pictures, _, face_labels, face_targets = self._stacked(faces[0])
+        return Batch(clips, valid, labels, targets, skipped, clean, pictures, face_labels, face_targets)
 
-    speech = (stack("clips"), stack("valid"), whole("label"), stack("target"))
-    if samples[0].faces is None:
-        return Batch(*speech)
-    return Batch(*speech, stack("faces"), whole("face_label"), stack("face_target"))
+    @staticmethod
+    def _stacked(halves: Sequence[_Half]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return (
+            torch.from_numpy(np.stack([h.values for h in halves])),
+            torch.from_numpy(np.stack([h.valid for h in halves])),
+            torch.tensor([h.label for h in halves]),
+            torch.from_numpy(np.stack([h.target for h in halves])),
+        )
 
 
 class _Steps:
@@ -293,7 +351,7 @@ def batches(
     loader = DataLoader(
         samples,
         batch_sampler=steps,
-        collate_fn=_collate,
+        collate_fn=_Collate(samples.clean),
         num_workers=workers,
         pin_memory=pin_memory,
     )

@@ -1,0 +1,230 @@
+"""A run: the stages of one recipe on one division of the data, in a folder that says everything about it.
+
+settings.json, environment.json   what was asked for, and of what it was made
+log.jsonl, log.csv, epochs.jsonl  see ``log.py``
+checkpoint-<stage>.pt             where a stage is; <stage>.pt once it is done
+embeddings.npz                    features of both domains before and after adaptation
+mdscm.safetensors, avdal.safetensors, system.safetensors
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import avser_fast
+from avser_fast.config import ModelSpec
+from avser_fast.inference.weights import write_bytes, write_model
+
+from .crossval import write_json
+from .data.prepared import PreparedCorpus
+from .distributed import Processes
+from .log import RunLog
+from .loop import Fitted, Stop, TrainingError, fit, save_atomically
+from .settings import STAGES, Settings
+from .stages import Data, embeddings, stage_of
+from .system import System, measured_front_end
+
+#: Items of each domain in ``embeddings.npz``.
+_SHOWN = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Division:
+    """Which items of the corpora a run learns from; ``faces`` are items of the face corpus."""
+
+    training: Sequence[int]
+    validation: Sequence[int] = ()
+    faces: Sequence[int] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What changes no number: who computes, how often is saved, what is watched."""
+
+    backend: str = "auto"
+    every: int = 200
+    resume: bool = False
+    skip_bad: bool = False
+    tensorboard: bool = False
+
+
+def environment(
+    settings: Settings, speech: PreparedCorpus, faces: PreparedCorpus | None, seed: int, processes: Processes
+) -> dict[str, Any]:
+    """Versions, machine and data of a run."""
+    about: dict[str, Any] = {
+        "avser_fast": avser_fast.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": str(processes.device),
+        "processes": processes.world,
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "corpus": speech.name,
+        "manifest_sha256": speech.manifest_sha256,
+        "utterances": len(speech),
+    }
+    if processes.device.type == "cuda":
+        about["gpu"] = torch.cuda.get_device_name(processes.device)
+    if faces is not None:
+        about.update(face_corpus=faces.name, face_manifest_sha256=faces.manifest_sha256, faces=len(faces.with_face))
+    return about
+
+
+def train_stages(
+    settings: Settings,
+    speech: PreparedCorpus,
+    division: Division,
+    stages: Sequence[str],
+    folder: Path,
+    *,
+    seed: int = 0,
+    faces: PreparedCorpus | None = None,
+    processes: Processes | None = None,
+    options: Options | None = None,
+    stop: Stop | None = None,
+    progress: Callable[[str, int, int, Mapping[str, Any]], None] | None = None,
+) -> tuple[System, ModelSpec, dict[str, Fitted]]:
+    """Train ``stages`` in order and return the networks, their spec and how each stage ended.
+
+    ``folder`` is that of the run.  With ``options.resume`` finished stages found there are read, and the one that was
+    interrupted goes on.  Raises Stopped when ``stop`` is asked for, TrainingError and ValueError in one sentence.
+    """
+    processes, options = processes or Processes(), options or Options()
+    unknown = [s for s in stages if s not in STAGES]
+    if unknown or not stages:
+        raise ValueError(f"stages: expected some of {', '.join(STAGES)}, got {', '.join(unknown) or 'none'}")
+    if not options.resume and any(folder.glob("*.pt")):
+        raise ValueError(
+            f"{folder}: expected a folder without checkpoints, got those of another run; resume it or choose another"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = ModelSpec(
+        speech.labels, measured_front_end(speech, division.training, settings), settings.clip_rule, settings.network
+    )
+    asked = json.loads(json.dumps({**settings.to_dict(), "stages": list(stages), "seed": seed}))
+    mark = folder / "settings.json"
+    if options.resume and mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != asked:
+        raise ValueError(f"{folder}: expected to resume with the settings in settings.json, got others")
+    if processes.first:
+        write_json(asked, mark)
+        write_json(environment(settings, speech, faces, seed, processes), folder / "environment.json")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        system = System(settings, options.backend).to(processes.device)
+    if processes.device.type == "cpu":
+        system = system.to(memory_format=torch.channels_last)
+    data = Data(speech, division.training, division.validation, spec.front_end, faces, division.faces, options.skip_bad)
+    log = RunLog(folder if processes.first else None, options.tensorboard)
+    fitted: dict[str, Fitted] = {}
+    try:
+        for name in stages:
+            done = folder / f"{name}.pt"
+            if options.resume and done.exists():
+                saved = torch.load(done, weights_only=True, map_location=processes.device)
+                system.load_state_dict(saved["system"])
+                fitted[name] = Fitted(saved["epoch"], saved["history"])
+                continue
+            if name == "avdal" and processes.first and faces is not None:
+                _keep_embeddings(folder, "before", system, data, settings)
+            fitted[name] = _stage(name, system, settings, data, folder, seed, processes, options, log, stop, progress)
+            if processes.first:
+                if name in ("avdal", "joint") and faces is not None:
+                    _keep_embeddings(folder, "after", system, data, settings)
+                save_atomically(
+                    {"system": system.state_dict(), "epoch": fitted[name].epoch, "history": fitted[name].history}, done
+                )
+                (folder / f"checkpoint-{name}.pt").unlink(missing_ok=True)
+    finally:
+        log.close()
+    return system, spec, fitted
+
+
+def _stage(
+    name: str,
+    system: System,
+    settings: Settings,
+    data: Data,
+    folder: Path,
+    seed: int,
+    processes: Processes,
+    options: Options,
+    log: RunLog,
+    stop: Stop | None,
+    progress: Callable[[str, int, int, Mapping[str, Any]], None] | None,
+) -> Fitted:
+    """Train one stage; where the recipe refits, a second time on the validation utterances too, for as many epochs."""
+    recipe = settings.of_stage(name)
+    before = {k: v.clone() for k, v in system.state_dict().items()}
+    common: dict[str, Any] = {
+        "seed": seed, "processes": processes, "every": options.every,
+        "resume": options.resume, "stop": stop, "progress": progress,
+    }  # fmt: skip
+    stage = stage_of(name, system, settings, data, processes, seed)
+    checkpoint = folder / f"checkpoint-{name}.pt"
+    refits = recipe.refit and bool(data.validation)
+    picked = folder / f"picked-{name}.pt"
+    if refits and options.resume and picked.exists():
+        saved = torch.load(picked, weights_only=True)
+        first = Fitted(saved["epoch"], saved["history"])
+    else:
+        first = fit(stage, recipe, log=log, checkpoint=checkpoint, **common)
+        if refits and processes.first:
+            save_atomically({"epoch": first.epoch, "history": first.history}, picked)
+            checkpoint.unlink(missing_ok=True)
+    if refits:
+        system.load_state_dict(before)
+        whole = Data(
+            data.speech, [*data.training, *data.validation], (), data.front_end, data.faces, data.face_training,
+            data.skip_bad,
+        )  # fmt: skip
+        again = stage_of(name, system, settings, whole, processes, seed)
+        quiet = RunLog(None)
+        fit(again, recipe, log=quiet, epochs=first.epoch, checkpoint=folder / f"checkpoint-{name}-refit.pt", **common)
+        if processes.first:
+            (folder / f"checkpoint-{name}-refit.pt").unlink(missing_ok=True)
+            picked.unlink(missing_ok=True)
+    return first
+
+
+def _keep_embeddings(folder: Path, when: str, system: System, data: Data, settings: Settings) -> None:
+    path = folder / "embeddings.npz"
+    kept = dict(np.load(path)) if path.exists() else {}
+    found = embeddings(system, data, settings, _SHOWN)
+    kept.update({f"speech_{when}": found["speech"], f"faces_{when}": found["faces"]})
+    kept.update(speech_labels=found["speech_labels"], face_labels=found["face_labels"])
+    kept[f"face_{when}"] = kept.pop(f"faces_{when}")
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **kept)
+    write_bytes(path, buffer.getvalue())
+
+
+def write_models(
+    folder: Path, system: System, spec: ModelSpec, stages: Sequence[str], card: Mapping[str, Any]
+) -> list[Path]:
+    """The model files of the networks that were trained; returns their paths."""
+    written = []
+    states = {
+        name: {k: v.detach().cpu() for k, v in part.state_dict().items()}
+        for name, part in (("mdscm", system.mdscm), ("avre", system.avre), ("fusion", system.fusion))
+        if part is not None
+    }
+    if {"mdscm", "joint"} & set(stages):
+        path = folder / "mdscm.safetensors"
+        write_model(path, spec, states["mdscm"], card)
+        written.append(path)
+    return written
+
+
+__all__ = ["Division", "Options", "TrainingError", "environment", "train_stages", "write_models"]
