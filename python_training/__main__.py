@@ -1,4 +1,4 @@
-"""``python -m python_training prepare|synthesize|train|evaluate|report``."""
+"""``python -m python_training prepare|synthesize|train|evaluate|release|report``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from avser_fast.errors import AvserError
 
 from .data.command import Bars, add_parsers
 from .data.shipped import FOLDER, SHIPPED
+from .train_command import add_stage_options
 
 
 def _value(text: str) -> Any:
@@ -137,7 +138,21 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """One model on all speakers of the corpus, written as a model file with its card."""
+    """The stages of a recipe on a prepared corpus, in a run folder."""
+    from .data import PreparedCorpus
+    from .settings import load_settings
+    from .train_command import train as train_run
+
+    settings = load_settings(arguments.config, _overrides(arguments.set))
+    speech = _prepared(arguments)
+    faces = None
+    if settings.encoder is not None:
+        faces = speech if arguments.faces is None else PreparedCorpus(arguments.faces)
+    return train_run(arguments, settings, speech, faces)
+
+
+def release(arguments: argparse.Namespace) -> int:
+    """One MDSCM on all speakers of the corpus, written as a model file with its card."""
     from .final import train_final
     from .settings import load_settings
 
@@ -192,6 +207,18 @@ def _parser() -> argparse.ArgumentParser:
 
     add_parsers(commands)
     command = common("train", train)
+    add_stage_options(command)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--validation",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="A,B",
+        help="speakers that pick the epoch",
+    )
+    command.add_argument("--resume", action="store_true", help="go on where an interrupted run was")
+    command.add_argument("--out", type=Path, required=True, help="folder of the run")
+    command = common("release", release)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument(
         "--epochs", type=int, help="stop after so many epochs (default: the evaluation's median, else all)"

@@ -218,7 +218,7 @@ def _fit(
     if processes.world > 1 and any(p.requires_grad for p in module.parameters()):
         ids = [processes.device.index] if processes.device.type == "cuda" else None
         # Running statistics are those of the whole batch in every process already.
-        trained = DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)  # type: ignore[assignment]
+        trained = DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.amp)
 
     def save(step: int, sums: dict[str, float]) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from avser_fast import cli
-from python_training.data import PreparedCorpus
+from python_training.data import PreparedCorpus, prepare, read_corpus
+from python_training.data.boxes import Boxes, with_boxes
 from python_training.data.shipped import shipped_corpus
+from python_training.data.synthetic import write_iemocap
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,6 +28,15 @@ def emodb() -> Path:
 def prepared_emodb(tmp_path_factory: pytest.TempPathFactory) -> PreparedCorpus:
     """The same recordings, prepared."""
     return shipped_corpus("emodb4", tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture(scope="session")
+def artificial(tmp_path_factory: pytest.TempPathFactory) -> PreparedCorpus:
+    """20 artificial utterances of four speakers in two sessions, speech and faces, prepared."""
+    folder = tmp_path_factory.mktemp("artificial")
+    tree = write_iemocap(folder / "tree", sessions=2, dialogs=2, turns=8)
+    prepare(with_boxes(read_corpus("iemocap", tree.root), Boxes(tree.boxes), detect=False), folder / "out")
+    return PreparedCorpus(folder / "out")
 
 
 @pytest.fixture

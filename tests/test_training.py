@@ -389,7 +389,7 @@ def test_command_line_trains_evaluates_and_labels_leakage(
     assert "leave one speaker out" in printed and "mean of seeds" in printed and "rows: truth" in printed
     assert json.loads((tmp_path / "loso" / "summary.json").read_text())["seeds"] == [0, 1]
     model = tmp_path / "m.safetensors"
-    assert main(["train", *common, "--out", str(model), "--evaluation", str(tmp_path / "loso")]) == 0
+    assert main(["release", *common, "--out", str(model), "--evaluation", str(tmp_path / "loso")]) == 0
     card = avser_fast.load(model).info()
     assert card["protocol"]["training_speakers"] == ["03", "08", "10"]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []

@@ -1,0 +1,136 @@
+"""The command ``train``: the stages of a recipe on a prepared corpus, in a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from avser_fast.errors import AvserError
+
+from .data.corpus import Utterance
+from .settings import STAGES, Settings
+
+
+def add_stage_options(command: argparse.ArgumentParser) -> None:
+    """Options of every command that trains stages."""
+    command.add_argument(
+        "--faces", type=Path, metavar="DIR", help="prepared corpus of the faces (default: those of --dataset)"
+    )
+    command.add_argument(
+        "--stages",
+        type=lambda text: text.split(","),
+        metavar="A,B",
+        help=f"some of {','.join(STAGES)} (default: all but joint; mdscm where the recipe has no encoder)",
+    )
+    command.add_argument("--backend", default="auto", help="auto, reference, cpu or triton: who computes the networks")
+    command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    command.add_argument("--every", type=int, default=200, metavar="N", help="checkpoint every N steps (default: 200)")
+    command.add_argument(
+        "--skip-bad-samples", action="store_true", help="another sample stands in for one that cannot be used; counted"
+    )
+    command.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's files")
+
+
+def stages_of(given: Sequence[str] | None, settings: Settings) -> list[str]:
+    """The stages that are asked for, or those of the recipe."""
+    if given:
+        return list(given)
+    return ["mdscm"] if settings.encoder is None else ["mdscm", "avdal", "fusion"]
+
+
+def held_out(utterances: Sequence[Utterance], names: Sequence[str]) -> list[int]:
+    """Items of the named speakers; ValueError naming one that nobody has."""
+    known = {u.speaker for u in utterances}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--validation: expected speakers out of {', '.join(sorted(known))}, got {name}")
+    return [i for i, u in enumerate(utterances) if u.speaker in names]
+
+
+class StageBars:
+    """One progress bar for each stage; hidden where ``quiet`` or where nobody watches."""
+
+    def __init__(self, stack: ExitStack, quiet: bool):
+        self._stack, self._quiet = stack, quiet
+        self._bars: dict[str, Any] = {}
+
+    def __call__(self, stage: str, done: int, total: int, record: Mapping[str, Any]) -> None:
+        from tqdm import tqdm
+
+        if stage not in self._bars:
+            hidden = True if self._quiet else None  # None: tqdm's own "off unless a terminal"
+            bar = tqdm(total=total, desc=stage, unit="step", disable=hidden, file=sys.stderr)
+            self._bars[stage] = self._stack.enter_context(bar)
+        bar = self._bars[stage]
+        if done < bar.n:  # the refit begins again
+            bar.reset(total)
+        bar.update(done - bar.n)
+        shown = {"loss": f"{record['loss']:.3f}"}
+        for name, title in (("domain_accuracy", "domain"), ("validation_ua", "val UA")):
+            if record.get(name) is not None:
+                shown[title] = f"{100 * record[name]:.0f}%"
+        bar.set_postfix(shown, refresh=False)
+
+
+def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces: Any) -> int:
+    """The stages of a recipe on a prepared corpus, in a run folder."""
+    from .distributed import processes
+    from .loop import Stopped, TrainingError, stop_on_sigterm
+    from .run import Division, Options, train_stages, write_models
+
+    stages = stages_of(arguments.stages, settings)
+    utterances = speech.utterances
+    validation = held_out(utterances, arguments.validation)
+    training = sorted(set(speech.with_speech) - set(validation))
+    shown = [i for i in faces.with_face if faces is not speech or i not in set(validation)] if faces else []
+    options = Options(
+        arguments.backend, arguments.every, arguments.resume, arguments.skip_bad_samples, arguments.tensorboard
+    )
+    with ExitStack() as stack:
+        joined = stack.enter_context(processes(arguments.device))
+        stop = stack.enter_context(stop_on_sigterm())
+        bars = StageBars(stack, arguments.quiet)
+        try:
+            system, spec, fitted = train_stages(
+                settings,
+                speech,
+                Division(training, validation, shown),
+                stages,
+                arguments.out,
+                seed=arguments.seed,
+                faces=faces,
+                processes=joined,
+                options=options,
+                stop=stop,
+                progress=bars,
+            )
+        except Stopped:
+            if joined.first:
+                print(f"stopped; --resume goes on from {arguments.out}", file=sys.stderr)
+            return 0
+        except TrainingError as error:
+            raise AvserError(str(error)) from error
+        if joined.first:
+            for name, result in fitted.items():
+                kept = next((r for r in result.history if r["epoch"] == result.epoch), {})
+                scored = f", validation UA {100 * kept['validation_ua']:.1f} %" if "validation_ua" in kept else ""
+                print(f"{name}: epoch {result.epoch} of {len(result.history)} kept{scored}")
+                for warning in result.history[-1].get("warnings", []) if result.history else []:
+                    print(f"  warning: {warning}")
+            card = {
+                "data": {"corpus": speech.name, "manifest_sha256": speech.manifest_sha256},
+                "protocol": {
+                    "training_speakers": sorted({utterances[i].speaker for i in training}),
+                    "validation_speakers": list(arguments.validation),
+                    "stages": stages,
+                    "seed": arguments.seed,
+                    "epochs": {name: result.epoch for name, result in fitted.items()},
+                },
+            }
+            for path in write_models(arguments.out, system, spec, stages, card):
+                print(f"wrote {path}")
+    return 0

@@ -1,0 +1,447 @@
+"""Training in stages: the same numbers after any interruption, with any number of processes, on either backend."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from avser_fast import reference
+from avser_fast.errors import ConfigError
+from avser_fast.ops import backends
+from python_training import loop
+from python_training.__main__ import main
+from python_training.data import PreparedCorpus
+from python_training.data.batches import SampleError, Samples
+from python_training.data.feature_set import FeatureSet
+from python_training.health import linear_probe, warnings_of
+from python_training.log import read_lines
+from python_training.loop import Stop, Stopped, TrainingError
+from python_training.losses import class_weights, domain_loss, emotion_loss, learning_rate, reversal_lambda
+from python_training.run import Division, Options, train_stages
+from python_training.settings import Adversarial, Optimisation, Settings, load_settings
+from python_training.stages import Data, stage_of
+from python_training.system import System, measured_front_end, score
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY: dict[str, Any] = {
+    "clip_rule.clip_frames": 64,
+    "network.clip_frames": 64,
+    "network.stem": [4, 4],
+    "network.blocks": [8],
+    "network.attention_reduction": 4,
+    "network.block_dropout": 0.0,
+    "encoder.mdscm.clip_frames": 64,
+    "encoder.mdscm.stem": [4, 4],
+    "encoder.mdscm.blocks": [8],
+    "encoder.mdscm.attention_reduction": 4,
+    "encoder.mdscm.block_dropout": 0.0,
+    "encoder.domain_hidden": [8],
+    "fusion_lstm.hidden": 8,
+}
+for _stage in ("optimisation", "avdal", "fusion", "joint"):
+    TINY |= {f"{_stage}.epochs": 3, f"{_stage}.batch_size": 6, f"{_stage}.warmup_epochs": 1}
+ALL = ["mdscm", "avdal", "fusion", "joint"]
+
+pytestmark = pytest.mark.skipif(backends.INTERPRETED, reason="minutes in the interpreter")
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return load_settings("avdal-small", TINY)
+
+
+def division(corpus: PreparedCorpus, validation: str | None = "Ses02M") -> Division:
+    held = [i for i, u in enumerate(corpus.utterances) if u.speaker == validation]
+    rest = [i for i in range(len(corpus)) if i not in held]
+    return Division(rest, held, rest)
+
+
+def run(
+    settings: Settings, corpus: PreparedCorpus, folder: Path, stages: list[str], **options: Any
+) -> tuple[System, dict[str, Any]]:
+    validation = options.pop("validation", "Ses02M")
+    keywords = {k: options.pop(k) for k in ("stop", "progress") if k in options}
+    system, _, fitted = train_stages(
+        settings, corpus, division(corpus, validation), stages, folder, seed=3, faces=corpus, options=Options(**options), **keywords
+    )  # fmt: skip
+    return system, fitted
+
+
+def same(a: System, b: System) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values())
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def without_time(path: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in read_lines(path)]
+
+
+@pytest.fixture(scope="module")
+def whole(
+    settings: Settings, artificial: PreparedCorpus, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[System, Path, dict[str, Any]]:
+    """All four stages in one go."""
+    folder = tmp_path_factory.mktemp("whole")
+    system, fitted = run(settings, artificial, folder, ALL)
+    return system, folder, fitted
+
+
+# The stages
+
+
+def test_a_run_writes_down_what_it_did(whole: tuple[System, Path, dict[str, Any]], artificial: PreparedCorpus) -> None:
+    _, folder, fitted = whole
+    steps = read_lines(folder / "log.jsonl")
+    # 16 utterances of training speakers, 6 in a batch: 2 steps an epoch, 3 epochs a stage.
+    assert [(r["stage"], r["step"], r["epoch"]) for r in steps] == [
+        (stage, step, 1 + (step - 1) // 2) for stage in ALL for step in range(1, 7)
+    ]
+    avdal = [r for r in steps if r["stage"] == "avdal"]
+    assert all(0 <= r["domain_accuracy"] <= 1 and r["face_loss"] > 0 for r in avdal)
+    assert avdal[0]["lambda"] == 0 and avdal[-1]["lambda"] == pytest.approx(reference.reversal_schedule(1.0))
+    assert all(
+        r["loss"] == pytest.approx(r["speech_loss"] + r["face_loss"] + r["domain_loss"], rel=1e-5) for r in avdal
+    )
+    table = (folder / "log.csv").read_text().splitlines()
+    assert table[0].startswith("stage,step,epoch,loss,") and len(table) == 1 + len(steps)
+    epochs = read_lines(folder / "epochs.jsonl")
+    assert len(epochs) == 12 and all("validation_ua" in e for e in epochs if e["epoch"] == 3)
+    assert all(
+        0 <= e["probe_accuracy"] <= 1 and e["gradient_ratio"] > 0 for e in epochs if e["stage"] in ("avdal", "joint")
+    )
+    kept = np.load(folder / "embeddings.npz")
+    assert set(kept) == {f"{d}_{w}" for d in ("speech", "face") for w in ("before", "after", "labels")}
+    assert len(kept["speech_before"]) == len(kept["speech_labels"]) == 16
+    assert not np.array_equal(kept["face_before"], kept["face_after"])
+    about = json.loads((folder / "environment.json").read_text())
+    assert about["manifest_sha256"] == artificial.manifest_sha256 and about["seed"] == 3
+    assert json.loads((folder / "settings.json").read_text())["stages"] == ALL
+    assert set(fitted) == set(ALL) and not list(folder.glob("checkpoint-*"))
+
+
+def test_a_stage_trains_its_own_networks_alone(settings: Settings, artificial: PreparedCorpus, tmp_path: Path) -> None:
+    systems = [run(settings, artificial, tmp_path / str(n), ALL[: n + 1])[0] for n in range(4)]
+    parts = [{k: v.clone() for k, v in s.state_dict().items()} for s in systems]
+    for n, trained in enumerate(("mdscm", "avre", "fusion", "")):
+        if n == 0:
+            continue
+        changed = {k.partition(".")[0] for k in parts[n] if not torch.equal(parts[n][k], parts[n - 1][k])}
+        assert changed == ({trained} if trained else {"mdscm", "avre", "fusion"})
+
+
+def test_the_gradient_of_the_domain_is_reversed_in_the_encoder_alone(
+    settings: Settings, artificial: PreparedCorpus
+) -> None:
+    from python_training.distributed import Processes
+
+    system = System(settings).eval()
+    front = measured_front_end(artificial, artificial.with_speech, settings)
+    data = Data(artificial, artificial.with_speech, (), front, artificial, artificial.with_face)
+    stage = stage_of("avdal", system, settings, data, Processes(), 0)
+    (batch,) = stage.batches(0, 1)
+    assert system.avre is not None
+    body, domain = list(system.avre.body.parameters()), list(system.avre.domain.parameters())
+
+    def gradients(lam: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        half = stage.module.losses(batch, lam)[2][1]  # type: ignore[operator]
+        found = torch.autograd.grad(half, body + domain, allow_unused=True)
+        return [g for g in found[: len(body)] if g is not None], list(found[len(body) :])
+
+    (one, domain_one), (half, domain_half) = gradients(1.0), gradients(0.5)
+    for a, b in zip(one, half):
+        torch.testing.assert_close(a, 2 * b, rtol=1e-4, atol=1e-7)
+    for a, b in zip(domain_one, domain_half):
+        torch.testing.assert_close(a, b)
+    assert all(not g.any() for g in gradients(0.0)[0])
+
+
+def test_both_backends_give_the_same(settings: Settings, artificial: PreparedCorpus, tmp_path: Path) -> None:
+    fused, _ = run(settings, artificial, tmp_path / "fused", ["mdscm", "avdal"], backend="cpu")
+    plain, _ = run(settings, artificial, tmp_path / "plain", ["mdscm", "avdal"], backend="reference")
+    a, b = (read_lines(tmp_path / n / "log.jsonl") for n in ("fused", "plain"))
+    for x, y in zip(a, b):
+        assert x["loss"] == pytest.approx(y["loss"], rel=2e-3), (x["stage"], x["step"])
+    assert a[0]["loss"] == pytest.approx(b[0]["loss"], rel=1e-5)
+    assert not same(fused, plain), "two references would be compared"
+
+
+def test_refit_trains_again_on_everybody(settings: Settings, artificial: PreparedCorpus, tmp_path: Path) -> None:
+    again = dataclasses.replace(settings, optimisation=dataclasses.replace(settings.optimisation, refit=True))
+    system, fitted = run(again, artificial, tmp_path / "a", ["mdscm"])
+    # The same epochs on the same utterances without any to pick from; the front end is that of the training speakers.
+    shorter = dataclasses.replace(settings, optimisation=dataclasses.replace(settings.optimisation, refit=False))
+    once, _ = run(shorter, artificial, tmp_path / "b", ["mdscm"])
+    assert not same(system, once) and fitted["mdscm"].epoch >= 2
+
+
+# Interruptions
+
+
+def test_stopped_at_any_step_and_resumed_to_the_same_numbers(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path, whole: tuple[System, Path, dict[str, Any]]
+) -> None:
+    rng = random.Random(5)
+    stop = Stop()
+
+    def progress(stage: str, done: int, total: int, record: Any) -> None:
+        stop.asked = rng.random() < 0.4
+
+    stops = 0
+    while True:
+        try:
+            system, fitted = run(settings, artificial, tmp_path / "run", ALL, resume=True, stop=stop, progress=progress)
+            break
+        except Stopped:
+            stops += 1
+            stop.asked = False
+    assert stops >= 4
+    expected, folder, as_one = whole
+    assert same(system, expected)
+    assert without_time(tmp_path / "run" / "log.jsonl") == without_time(folder / "log.jsonl")
+    assert without_time(tmp_path / "run" / "epochs.jsonl") == without_time(folder / "epochs.jsonl")
+    assert (tmp_path / "run" / "log.csv").read_text().count("\n") == (folder / "log.csv").read_text().count("\n")
+    assert {n: f.epoch for n, f in fitted.items()} == {n: f.epoch for n, f in as_one.items()}
+
+
+def command(corpus: PreparedCorpus, out: Path, *more: str) -> list[str]:
+    small = [a for key, value in TINY.items() for a in ("--set", f"{key}={json.dumps(value)}")]
+    return [
+        "train", "--dataset", str(corpus.folder), "--config", "avdal-small", *small, "--threads", "1", "--quiet",
+        "--stages", "mdscm,avdal", "--validation", "Ses02M", "--out", str(out), *more,
+    ]  # fmt: skip
+
+
+def states(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(folder / "avdal.pt", weights_only=True)["system"]
+    return found
+
+
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_resumed_to_the_same_bits(artificial: PreparedCorpus, tmp_path: Path, kill: int) -> None:
+    longer = ["--set", "optimisation.epochs=15", "--set", "avdal.epochs=8", "--every", "3"]
+    assert main(command(artificial, tmp_path / "whole", *longer)) == 0
+    arguments = [sys.executable, "-m", "python_training", *command(artificial, tmp_path / "run", *longer)]
+    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    log, at = tmp_path / "run" / "log.jsonl", random.Random(kill).randint(3, 40)
+    deadline = time.monotonic() + 60
+    while len(read_lines(log)) < at and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(kill)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == (-9 if kill == signal.SIGKILL else 0), err
+    if kill == signal.SIGTERM:
+        assert "stopped; --resume goes on from" in err
+    assert not (tmp_path / "run" / "avdal.pt").exists(), "it was interrupted"
+    assert main(command(artificial, tmp_path / "run", *longer, "--resume")) == 0
+    expected, found = states(tmp_path / "whole"), states(tmp_path / "run")
+    assert all(torch.equal(expected[k], found[k]) for k in expected)
+    assert without_time(log) == without_time(tmp_path / "whole" / "log.jsonl")
+
+
+def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(
+    settings: Settings, artificial: PreparedCorpus, whole: tuple[System, Path, dict[str, Any]]
+) -> None:
+    _, folder, _ = whole
+    with pytest.raises(ValueError, match="expected no checkpoints, got those of another run"):
+        run(settings, artificial, folder, ALL)
+    other = dataclasses.replace(settings, adversarial=Adversarial(lam=0.5))
+    with pytest.raises(ValueError, match="expected to resume with the settings in settings.json, got others"):
+        run(other, artificial, folder, ALL, resume=True)
+
+
+def test_a_full_disk_is_named(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(loop.torch, "save", full)
+    with pytest.raises(
+        TrainingError, match="checkpoint-mdscm.pt: expected to write a checkpoint, got an error .No space"
+    ):
+        run(settings, artificial, tmp_path, ["mdscm"])
+    assert not list(tmp_path.glob(".*.pt*"))
+
+
+def test_bad_samples_are_named_or_counted(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = artificial.with_speech[2]
+    key = artificial.utterances[bad].key
+    original = Samples._clips
+
+    def clips(self: Samples, item: int, rng: np.random.Generator) -> Any:
+        if item == bad:
+            raise OSError(5, "Input/output error")
+        return original(self, item, rng)
+
+    monkeypatch.setattr(Samples, "_clips", clips)
+    with pytest.raises(SampleError, match=f"{key}: expected a sample that can be read, got OSError"):
+        run(settings, artificial, tmp_path / "a", ["mdscm"])
+    run(settings, artificial, tmp_path / "b", ["mdscm"], skip_bad=True)
+    assert sum(e["skipped"] for e in read_lines(tmp_path / "b" / "epochs.jsonl")) >= 1
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(settings: Settings, artificial: PreparedCorpus, tmp_path: Path) -> None:
+    wild = dataclasses.replace(
+        settings, optimisation=dataclasses.replace(settings.optimisation, lr=1e30, gradient_clip=0.0)
+    )
+    with pytest.raises(TrainingError, match=r"stage mdscm, step \d+: expected a finite loss, got (nan|inf)"):
+        run(wild, artificial, tmp_path, ["mdscm"])
+
+
+# Several processes
+
+
+def test_two_processes_are_one(artificial: PreparedCorpus, tmp_path: Path) -> None:
+    """Both halves of every batch in two processes: losses, rates and weights as in one, but for rounding."""
+    assert main(command(artificial, tmp_path / "one")) == 0
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "python_training",
+    ]
+    done = subprocess.run(
+        [*launch, *command(artificial, tmp_path / "two")],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (read_lines(tmp_path / n / "log.jsonl") for n in ("one", "two"))
+    assert len(one) == len(two) == 12
+    for a, b in zip(one, two):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4), (a["stage"], a["step"])
+        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], rel=1e-3)
+        assert a["speech_accuracy"] == pytest.approx(b["speech_accuracy"], abs=1e-6)
+    first, second = states(tmp_path / "one"), states(tmp_path / "two")
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    rates = [
+        [e["validation_ua"] for e in read_lines(tmp_path / n / "epochs.jsonl") if "validation_ua" in e]
+        for n in ("one", "two")
+    ]
+    assert rates[0] == rates[1]
+    assert "processes" in json.loads((tmp_path / "two" / "environment.json").read_text())
+
+
+# Parts
+
+
+def test_class_weights_and_emotion_loss() -> None:
+    labels = [0] * 6 + [1] * 2
+    weights = class_weights(labels, 3, 1.0)
+    assert weights[torch.tensor(labels)].mean() == pytest.approx(1.0) and weights[1] == pytest.approx(
+        3 * float(weights[0])
+    )
+    assert torch.equal(class_weights(labels, 3, 0.0), torch.ones(3))
+    logits, targets = torch.randn(8, 3), torch.eye(3)[labels]
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(labels), label_smoothing=0.1)
+    torch.testing.assert_close(emotion_loss(logits, targets, torch.ones(3), 0.1), expected)
+    whole = emotion_loss(logits, targets, weights)
+    parts = [emotion_loss(logits[i : i + 4], targets[i : i + 4], weights) for i in (0, 4)]
+    torch.testing.assert_close(whole, (parts[0] + parts[1]) / 2)
+
+
+def test_domain_loss_weighs_both_domains_alike() -> None:
+    speech, faces = torch.full((6, 1), -2.0), torch.full((3, 1), -2.0)
+    expected = 0.5 * (math.log1p(math.exp(-2)) + math.log1p(math.exp(2)))
+    assert float(domain_loss(speech, faces)) == pytest.approx(expected)
+
+
+def test_schedules() -> None:
+    assert [reversal_lambda(p, Adversarial("constant", 0.7)) for p in (0.0, 1.0)] == [0.7, 0.7]
+    assert [reversal_lambda(p, Adversarial("warm-up", 2.0, 0.5)) for p in (0.0, 0.25, 0.5, 1.0)] == [0, 1, 2, 2]
+    dann = [reversal_lambda(p, Adversarial()) for p in (0.0, 0.1, 1.0)]
+    assert (
+        dann[0] == 0
+        and dann[1] == pytest.approx(2 / (1 + math.exp(-1)) - 1)
+        and dann[2] == pytest.approx(0.9999, abs=1e-4)
+    )
+    step = Optimisation(lr=1.0, warmup_epochs=0, schedule="step", step_epochs=2, epochs=6)
+    assert [learning_rate(s, 3, step) for s in (0, 5, 6, 11, 12)] == [1, 1, 0.5, 0.5, 0.25]
+    cosine = Optimisation(lr=1.0, warmup_epochs=1, epochs=3)
+    assert learning_rate(0, 2, cosine) == 0.5 and learning_rate(1, 2, cosine) == 1 == learning_rate(2, 2, cosine)
+    assert learning_rate(4, 2, cosine) == pytest.approx(0.5)
+    with pytest.raises(ConfigError, match="schedule: expected 'constant', 'dann' or 'warm-up', got 'x'"):
+        Adversarial("x")
+    with pytest.raises(ConfigError, match="amp: expected 'off', 'bf16' or 'fp16', got 'x'"):
+        Optimisation(amp="x")
+
+
+@pytest.mark.parametrize("width", [5, 300])
+def test_the_probe_sees_what_is_there_and_nothing_else(width: int) -> None:
+    rng = np.random.default_rng(0)
+    speech, faces = rng.standard_normal((200, width)), rng.standard_normal((150, width))
+    assert 0.35 < linear_probe(speech, faces) < 0.65
+    assert linear_probe(speech, faces + np.eye(width)[0] * 8) > 0.9
+    with pytest.raises(ValueError, match="probe: expected at least 4 items of each domain, got 3 and 150"):
+        linear_probe(speech[:3], faces)
+
+
+def test_warnings_say_what_is_wrong() -> None:
+    good = {"lambda": 1.0, "domain_accuracy": 0.6, "probe_accuracy": 0.6, "gradient_ratio": 0.5, "speech_accuracy": 0.8}
+    assert warnings_of(good, 4) == []
+    cases = {
+        "discriminator at 99 %: reversal too weak": {"domain_accuracy": 0.99},
+        "probe still separates the domains (97 %)": {"probe_accuracy": 0.97},
+        "the domain loss pulls the encoder 20 times": {"gradient_ratio": 20.0},
+        "the domain loss moves the encoder 1000 times less": {"gradient_ratio": 0.001},
+        "speech accuracy 26 % is chance": {"speech_accuracy": 0.26},
+    }
+    for text, change in cases.items():
+        (found,) = warnings_of({**good, **change}, 4)
+        assert found.startswith(text)
+    assert warnings_of({**good, "lambda": 0.0, "domain_accuracy": 1.0}, 4) == []
+
+
+def test_the_front_end_is_measured_on_training_utterances_alone(prepared_emodb: PreparedCorpus) -> None:
+    recipe = load_settings("mdscm-small")
+    chosen = [i for i, u in enumerate(prepared_emodb.utterances) if u.speaker != "03"]
+    features = FeatureSet.of(prepared_emodb, recipe.front_end.front_end()).subset(lambda u: u.speaker != "03")
+    assert measured_front_end(prepared_emodb, chosen, recipe) == features.measured_front_end()
+
+
+def test_scores_are_those_of_single_utterances(settings: Settings, artificial: PreparedCorpus) -> None:
+    system = System(settings).eval()
+    front = measured_front_end(artificial, artificial.with_speech, settings)
+    chosen = artificial.with_speech[:7]
+    for model in ("mdscm", "avdal", "fusion"):
+        together = score(system, model, artificial, chosen, front, settings.clip_rule)
+        alone = torch.cat([score(system, model, artificial, [i], front, settings.clip_rule) for i in chosen])
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_be_trained_is_named(settings: Settings, artificial: PreparedCorpus, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="stages: expected some of mdscm, avdal, fusion, joint, got x"):
+        run(settings, artificial, tmp_path / "a", ["x"])
+    with pytest.raises(ValueError, match="stage avdal: expected a corpus with faces, got none"):
+        train_stages(settings, artificial, Division(artificial.with_speech), ["avdal"], tmp_path / "b")
+    alone = dataclasses.replace(settings, encoder=None)
+    with pytest.raises(ValueError, match=r"stage fusion: expected a recipe with an \[encoder\]"):
+        run(alone, artificial, tmp_path / "c", ["fusion"])
+
+
+def test_command_line_errors(artificial: PreparedCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command(artificial, tmp_path / "x"), "--validation", "nobody"]) == 1
+    assert (
+        "--validation: expected speakers out of Ses01F, Ses01M, Ses02F, Ses02M, got nobody" in capsys.readouterr().err
+    )
+    assert main([*command(artificial, tmp_path / "x"), "--dataset", str(tmp_path / "nothing")]) == 1
+    assert "expected a folder written by `avser-fast prepare`" in capsys.readouterr().err
