@@ -348,6 +348,9 @@ def test_manifest(tmp_path: Path) -> None:
         ({"key": "a", "wav": "x.wav", "emo": "ang"}, "expected a key of its own, got 'a' of line 1"),
         ("{not json", "expected a JSON object, got '{not json'"),
         ("[1, 2]", r"expected a JSON object, got '\[1, 2\]'"),
+        ('{"key": "x", "emo": "ang", "wav": "\\ud800"}', r"field 'wav': expected a path, got \"\\ud800\""),
+        ('{"key": "x", "emo": "ang", "wav": "x", "start": NaN}', "field 'start': expected seconds, 0 or more, got NaN"),
+        ('{"key": "x", "emo": "ang", "wav": "x", "end": 1e400}', "field 'end': expected seconds, .*, got Infinity"),
     ],
 )
 def test_manifest_lines_that_cannot_be_used_are_named(tmp_path: Path, line: Any, message: str) -> None:

@@ -157,6 +157,29 @@ def test_spans_of_a_long_recording(tmp_path: Path) -> None:
     assert {kinds(prepared)[k] for k in ("late", "later")} == {"unreadable-audio"}
 
 
+def test_a_span_of_no_sample_is_named_and_the_others_stored(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", tone())
+    spans = (Utterance("a", path, "", 0, start=0.1, end=0.10001), Utterance("b", path, "", 0, start=0.1, end=0.2))
+    prepared = prepare(corpus_of(*spans), tmp_path / "out")
+    assert "a.wav: expected a sample from 0.1 s to 0.10001 s, got none at 16000 Hz" in message(prepared, "a")
+    assert [u.key for u in PreparedCorpus(tmp_path / "out").utterances] == ["b"]
+
+
+def test_names_that_are_not_utf8_and_keys_with_separators_of_lines(tmp_path: Path, run: Any) -> None:
+    latin = write_wav(tmp_path / os.fsdecode(b"f\xfcr.wav"), tone())
+    broken = tmp_path / os.fsdecode(b"f\xfc.wav")
+    broken.touch()
+    keys = ("a\u2028b", "c\x85d", os.fsdecode(b"\xfc"))
+    corpus = corpus_of(*(Utterance(k, latin, "", 0) for k in keys), Utterance("x", broken, "", 0))
+    prepared = prepare(corpus, tmp_path / "out")
+    ready = PreparedCorpus(tmp_path / "out")
+    assert [u.key for u in ready.utterances] == list(keys) and {u.path for u in ready.utterances} == {latin}
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == prepared.report
+    manifest = tmp_path / "out" / "manifest.jsonl"
+    assert read_corpus("manifest", manifest).utterances == ready.utterances
+    assert run("prepare", "manifest", str(manifest), str(tmp_path / "again"))[0] == 0
+
+
 def test_recordings_that_cannot_be_used_are_named_and_the_others_stored(tmp_path: Path) -> None:
     good = write_wav(tmp_path / "ordner mit leerzeichen é" / "gut ö.wav", tone())
     link = tmp_path / "link.wav"

@@ -113,9 +113,9 @@ def prepare(
         if u.key in faces:
             stored["faces"] = faces[u.key]
         lines.append(json.dumps({**entry_of(u, corpus.labels), **stored}, ensure_ascii=False))
-    manifest = ("\n".join(lines) + "\n").encode()
+    manifest = _encoded("\n".join(lines))
     write_bytes(out / "manifest.jsonl", manifest)
-    write_bytes(out / "report.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(out / "report.json", _encoded(json.dumps(report, indent=1, ensure_ascii=False)))
     face_options = face_store_options(detector)
     if faces:
         _write_sheet(out, utterances, corpus.labels, faces, face_options, seed)
@@ -128,8 +128,13 @@ def prepare(
         "faces": options_key(face_options) if faces else None,
         "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
     }
-    write_bytes(out / "corpus.json", (json.dumps(header, indent=1) + "\n").encode())
+    write_bytes(out / "corpus.json", _encoded(json.dumps(header, indent=1)))
     return Prepared(out, report, tuple(faults))
+
+
+def _encoded(text: str) -> bytes:
+    """JSON in UTF-8; what a file name has of other bytes becomes the escape that JSON has for it."""
+    return (text + "\n").encode("utf-8", "backslashreplace")
 
 
 def in_order(

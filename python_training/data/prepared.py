@@ -46,7 +46,7 @@ class PreparedCorpus:
         self.name: str = header["name"]
         self.labels: tuple[str, ...] = tuple(header["labels"])
         self.sampling_rate: int = header["sampling_rate"]
-        entries = [json.loads(line) for line in manifest.decode().splitlines()]
+        entries = [json.loads(line) for line in manifest.decode().split("\n") if line]
         of = {entry["key"]: entry for entry in entries}
         # The keys of arrays are no fields of a user's manifest: their faults are none.
         corpus = read_manifest(folder / "manifest.jsonl", Classes(self.labels))
