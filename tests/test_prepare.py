@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import wave
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from python_training.data import (
     read_corpus,
 )
 from python_training.data.boxes import Boxes, with_boxes
+from python_training.data.report import corpus_report
 from python_training.data.synthetic import SyntheticCorpus, write_iemocap
 
 cv2 = pytest.importorskip("cv2")
@@ -335,6 +337,15 @@ def test_the_manifest_of_a_prepared_folder_is_a_corpus(tmp_path: Path, emodb: Pa
     prepare(Corpus(whole.name, whole.labels, whole.utterances[:3]), tmp_path / "a")
     again = read_corpus("manifest", tmp_path / "a" / "manifest.jsonl")
     assert again.utterances == whole.utterances[:3]
+
+
+def test_the_report_of_many_speakers_takes_no_time() -> None:
+    utterances = tuple(Utterance(f"{i:06d}", None, f"s{i:06d}", i % 2, session=f"{i % 3}") for i in range(30_000))
+    started = time.perf_counter()
+    report = corpus_report(Corpus("x", ("ang", "hap"), utterances), utterances, {}, {}, set(), ())
+    assert time.perf_counter() - started < 5
+    assert report["by_speaker"]["s000001"] == {"ang": 0, "hap": 1} and len(report["by_speaker"]) == 30_000
+    assert report["by_session"] == {s: {"ang": 5000, "hap": 5000} for s in "012"}
 
 
 # Faces

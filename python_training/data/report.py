@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,14 @@ def corpus_report(
     seconds = np.array([samples[u.key] / SAMPLING_RATE for u in utterances if u.key in samples])
     names = corpus.labels
 
-    def by_class(chosen: Sequence[Utterance]) -> dict[str, int]:
+    def by_class(chosen: Iterable[Utterance]) -> dict[str, int]:
         counted = Counter(u.label for u in chosen)
         return {name: counted[i] for i, name in enumerate(names)}
 
-    speakers = sorted({u.speaker for u in utterances})
-    sessions = sorted({u.session for u in utterances} - {""})
+    def by(group_of: Callable[[Utterance], str]) -> dict[str, dict[str, int]]:
+        ordered = sorted(utterances, key=group_of)
+        return {name: by_class(group) for name, group in groupby(ordered, key=group_of)}
+
     duration = (
         {
             "hours": round(float(seconds.sum()) / 3600, 4),
@@ -53,11 +56,11 @@ def corpus_report(
         "labels": list(names),
         "utterances": len(utterances),
         "by_class": by_class(utterances),
-        "by_speaker": {s: by_class([u for u in utterances if u.speaker == s]) for s in speakers},
-        "by_session": {s: by_class([u for u in utterances if u.session == s]) for s in sessions},
+        "by_speaker": by(lambda u: u.speaker),
+        "by_session": {name: counts for name, counts in by(lambda u: u.session).items() if name},
         "with_speech": len(samples),
         "with_face": len(faces),
-        "faces_by_class": by_class([u for u in utterances if u.key in faces]),
+        "faces_by_class": by_class(u for u in utterances if u.key in faces),
         "duration": duration,
         "seconds_by_class": {
             name: round(sum(samples[u.key] for u in utterances if u.label == i and u.key in samples) / SAMPLING_RATE, 2)
