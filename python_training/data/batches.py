@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class Plan:
         faces: Sequence[int] = (),
         paired: bool = False,
     ):
-        if not speech:
+        if len(speech) == 0:
             raise ValueError("plan: expected at least one utterance with speech, got none")
         if batch_size < 1:
             raise ValueError(f"plan: batch_size: expected at least 1, got {batch_size}")
@@ -181,7 +181,17 @@ class Samples(Dataset[_Sample]):
         self.seed, self.crops = seed, crops
         self.augmentation = augmentation or Augmentation()
         self.face_frames = face_frames
-        self._features = {s: speech.features(front_end, s) for s in (1.0, *self.augmentation.speeds)}
+        self._features = self._mapped()
+
+    def _mapped(self) -> dict[float, list[np.ndarray | None]]:
+        return {s: self.speech.features(self.front_end, s) for s in (1.0, *self.augmentation.speeds)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_features": None}  # another process maps the files itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._features = self._mapped()
 
     def __getitem__(self, draw: Draw) -> _Sample:
         speech = self._mixed(draw, _SPEECH, draw.speech, draw.partner)
@@ -287,7 +297,12 @@ def batches(
     """The batches of steps ``first`` to ``last`` (exclusive), counted over all epochs.
 
     ``workers`` processes make them ahead of time; 0 makes them here.  ``rank`` of ``world`` gets its part of a batch.
+    ValueError for a batch that cannot be split, and for a paired plan over faces of another corpus.
     """
+    if plan.paired and samples.faces is not None and samples.faces.manifest_sha256 != samples.speech.manifest_sha256:
+        raise ValueError(
+            f"batches: expected faces of {samples.speech.folder} for a paired plan, got those of {samples.faces.folder}"
+        )
     steps = _Steps(plan, first, last, rank, world)
     plan.rows(first, rank, world)  # an impossible split is said here, not in a worker
     loader = DataLoader(
