@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import sys
 import time
 import wave
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +303,39 @@ def test_an_out_that_is_a_file_or_cannot_be_made_is_named(tmp_path: Path) -> Non
             prepare(corpus_of(Utterance("a", a, "", 0)), out)
 
 
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+    a = write_wav(tmp_path / "03a01Fa.wav", tone())
+    prepare(corpus_of(Utterance("a", a, "", 0)), tmp_path / "out")
+    corpus = PreparedCorpus(tmp_path / "out")
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(sys.modules["python_training.data.store"], "write_bytes", full)
+    code, _, err = run("prepare", "emodb", str(tmp_path), str(tmp_path / "new"))
+    expected = (
+        f"error: {tmp_path / 'new'}: expected a folder that can be written, got an error (No space left on device, "
+    )
+    assert code == 1 and err.startswith(expected + str(tmp_path / "new"))
+    with pytest.raises(
+        ValueError, match="for features that are not there yet, got an error .No space left on device, "
+    ):
+        corpus.features(FrontEnd())
+
+
+def test_several_at_once_into_one_folder(tmp_path: Path) -> None:
+    corpus = corpus_of(Utterance("a", write_wav(tmp_path / "a.wav", tone()), "", 0))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: prepare(corpus, tmp_path / "out", workers=1), range(100)))
+    assert len(PreparedCorpus(tmp_path / "out")) == 1
+
+
+def test_a_front_end_at_another_rate_is_named(tmp_path: Path) -> None:
+    corpus = corpus_of(Utterance("a", write_wav(tmp_path / "a.wav", tone()), "", 0))
+    with pytest.raises(ValueError, match="expected front ends at 16000 Hz, got one at 8000 Hz"):
+        prepare(corpus, tmp_path / "out", front_ends=[FrontEnd(sampling_rate=8000, high_hz=4000.0)])
+
+
 def test_a_corpus_in_a_read_only_folder_is_left_as_it_was(tmp_path: Path) -> None:
     tree = write_iemocap(tmp_path / "tree", sessions=1, dialogs=1, turns=8)
     before = {p: p.stat().st_mtime_ns for p in tree.root.rglob("*")}
@@ -330,6 +365,15 @@ def test_a_prepared_folder_that_is_not_whole_is_named(tmp_path: Path) -> None:
         PreparedCorpus(out)
     with pytest.raises(ValueError, match="expected a folder written by `avser-fast prepare`"):
         PreparedCorpus(tmp_path / "nothing")
+    (out / "corpus.json").write_text("[]")
+    with pytest.raises(ValueError, match="expected a prepared corpus of format 1, got None; prepare it again"):
+        PreparedCorpus(out)
+    prepare(corpus_of(Utterance("a", a, "", 0)), out)
+    shutil.rmtree(out / "waveforms")
+    with pytest.raises(
+        ValueError, match=f"{out}: expected the sound of every utterance .* first is a.; prepare it again"
+    ):
+        PreparedCorpus(out)
 
 
 def test_the_manifest_of_a_prepared_folder_is_a_corpus(tmp_path: Path, emodb: Path) -> None:
@@ -380,6 +424,14 @@ def test_without_box_or_detector_no_face_is_made_up(artificial: SyntheticCorpus,
     ready = PreparedCorpus(tmp_path / "out")
     assert ready.with_face == [] and not (tmp_path / "out" / "contact-sheet.png").exists()
     assert prepared.report["faces_left_out"].startswith(f"left out, {len(ready)} faces: ")
+    boxed = with_boxes(read_corpus("iemocap", artificial.root), Boxes(artificial.boxes), detect=False)
+    prepare(boxed, tmp_path / "out")
+    assert (tmp_path / "out" / "contact-sheet.png").exists()
+    prepare(read_corpus("iemocap", artificial.root), tmp_path / "out")
+    assert not (tmp_path / "out" / "contact-sheet.png").exists(), "the faces of before"
+    pictures = corpus_of(Utterance("a", None, "", 0, face=FaceSource(Path("a.mp4"), crop="detect")))
+    with pytest.raises(ValueError, match="found none; left out, 1 faces: .* need crop boxes or a detector"):
+        prepare(pictures, tmp_path / "none")
     with pytest.raises(ValueError, match=f"{ready.utterances[0].key}: expected a face, this utterance of .* has none"):
         ready.face(0)
 
@@ -461,6 +513,25 @@ def test_command(artificial: SyntheticCorpus, tmp_path: Path, run: Any) -> None:
     assert code == 0 and json.loads(printed) == report
     assert sum(report["by_class"].values()) == utterances and report["dropped"]["oth"] > 0
     assert len(report["by_speaker"]) == 4 and set(report["by_session"]) == {"Ses01", "Ses02"}
+
+
+def test_the_command_asks_another_detector_again(
+    artificial: SyntheticCorpus, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def parse(text: str) -> Any:
+        asked.append(model.read_text())
+        return lambda picture: [(10, 5, 60, 80)]
+
+    monkeypatch.setattr(sys.modules["python_training.data.command"], "parse_detector", parse)
+    model, out = tmp_path / "model.onnx", tmp_path / "out"
+    stores = []
+    for content in ("a", "a", "b"):
+        model.write_text(content)
+        assert run("prepare", "iemocap", str(artificial.root), str(out), "--detector", f"yunet:{model}")[0] == 0
+        stores.append(json.loads((out / "corpus.json").read_text())["faces"])
+    assert asked == ["a", "a", "b"] and stores[0] == stores[1] != stores[2]
 
 
 def test_command_exit_codes_and_sentences(tmp_path: Path, run: Any) -> None:

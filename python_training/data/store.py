@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -20,7 +21,8 @@ import numpy as np
 from avser_fast.inference.weights import write_bytes
 
 #: A shard is written once this many bytes are waiting: what a writer holds at most, and what an interruption may cost.
-SHARD_BYTES = 16 << 20
+#: Each shard that is read holds a file descriptor, of which a process often has 1024: these are 64 GB.
+SHARD_BYTES = 64 << 20
 
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "I16": np.dtype("<i2"), "F32": np.dtype("<f4")}
 _SUFFIX = ".safetensors"
@@ -31,6 +33,18 @@ _MAX_HEADER = 100 << 20  # what safetensors itself reads at most
 def options_key(options: Mapping[str, Any]) -> str:
     """A short name for what arrays were made with: equal for equal options, whatever their order."""
     return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def writing(folder: Path, what: str = "") -> Iterator[None]:
+    """A ValueError that names ``folder``, and for what it is written, instead of an OSError."""
+    try:
+        yield
+    except OSError as error:
+        of = f", {error.filename}" if error.filename else ""
+        raise ValueError(
+            f"{folder}: expected a folder that can be written{what}, got an error ({error.strerror or error}{of})"
+        ) from error
 
 
 class _Place(NamedTuple):
@@ -93,8 +107,9 @@ class Store:
 
         Writing to it changes this process' copy of a page alone, never the file.
         """
-        if key in self._waiting:
-            return self._waiting[key]
+        waiting = self._waiting.get(key)
+        if waiting is not None:
+            return waiting.copy()
         place = self._places[key]
         pages = self._maps.get(place.shard)
         if pages is None:
@@ -103,7 +118,8 @@ class Store:
         return np.asarray(pages[place.offset : place.offset + size]).view(place.dtype).reshape(place.shape)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return self._waiting[key].shape if key in self._waiting else self._places[key].shape
+        waiting = self._waiting.get(key)
+        return self._places[key].shape if waiting is None else waiting.shape
 
     def add(self, key: str, array: np.ndarray, note: Any = None) -> None:
         """Keep an array (uint8, int16 or float32) under a key; a shard is written when enough of them wait."""
@@ -111,7 +127,7 @@ class Store:
             return
         if array.dtype not in _DTYPES.values():
             raise TypeError(f"store: expected {', '.join(map(str, _DTYPES.values()))}, got {array.dtype}")
-        self._waiting[key] = np.ascontiguousarray(array)
+        self._waiting[key] = np.array(array, order="C")
         self._waiting_bytes += array.nbytes
         if note is not None:
             self.notes[key] = note
@@ -132,12 +148,15 @@ class Store:
         # One entry alone: safetensors writes several in no fixed order.
         metadata = json.dumps({"options": self.options, "notes": notes}, sort_keys=True)
         write_bytes(path, save(self._waiting, {_METADATA: metadata}))
+        self._index(path)  # first, for a thread that looks for a key must find it
         self._waiting, self._waiting_bytes = {}, 0
-        self._index(path)
 
     def keys(self) -> Iterator[str]:
         yield from self._places
         yield from self._waiting
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}  # another process maps the files itself
 
     def __enter__(self) -> Store:
         return self
