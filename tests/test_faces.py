@@ -598,6 +598,15 @@ def test_a_path_that_opencv_cannot_take_is_named(tmp_path: Path, hundred: Path) 
         faces.yunet(copy)
 
 
+def test_a_picture_that_a_detector_cannot_search_is_named(hundred: Path) -> None:
+    def fussy(picture: np.ndarray) -> list[tuple[int, int, int, int]]:
+        cv2.resize(picture, (0, 0))
+        return []
+
+    error = failure(FaceSource(video=hundred, crop="detect"), fussy)
+    assert str(error).startswith(f"{hundred}: expected a picture that the detector can search, got one of 80 x 64 (")
+
+
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     good, bad, empty = tmp_path / "good.png", tmp_path / "bad.png", tmp_path / "empty.png"
     cv2.imwrite(str(good), coded(3))

@@ -23,6 +23,7 @@ from avser_fast.inference.features import features
 from python_training.data import (
     Corpus,
     FaceSource,
+    Fault,
     Prepared,
     PreparedCorpus,
     Utterance,
@@ -30,7 +31,7 @@ from python_training.data import (
     read_corpus,
 )
 from python_training.data.boxes import Boxes, with_boxes
-from python_training.data.report import corpus_report
+from python_training.data.report import corpus_report, report_text
 from python_training.data.synthetic import SyntheticCorpus, write_iemocap
 
 cv2 = pytest.importorskip("cv2")
@@ -381,6 +382,13 @@ def test_the_manifest_of_a_prepared_folder_is_a_corpus(tmp_path: Path, emodb: Pa
     prepare(Corpus(whole.name, whole.labels, whole.utterances[:3]), tmp_path / "a")
     again = read_corpus("manifest", tmp_path / "a" / "manifest.jsonl")
     assert again.utterances == whole.utterances[:3]
+
+
+def test_the_report_shows_a_key_in_one_line() -> None:
+    faults = (Fault("missing-wav", "a\nb\x1b[2J", "expected ü, found none"),)
+    report = corpus_report(Corpus("x", ("ang",), ()), (), {}, {}, set(), faults)
+    assert report_text(report).splitlines()[-1] == "    a\\nb\\x1b[2J: expected ü, found none"
+    assert report["faults"][0]["item"] == faults[0].item
 
 
 def test_the_report_of_many_speakers_takes_no_time() -> None:

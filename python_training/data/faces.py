@@ -185,7 +185,13 @@ class _Frames:
             self.blank.append(float(grey.mean()))
             return None
         if self.detector is not None:
-            boxes = [_clip(box, grey.shape[1], grey.shape[0]) for box in self.detector(region)]
+            try:
+                boxes = [_clip(box, grey.shape[1], grey.shape[0]) for box in self.detector(region)]
+            except cv2.error as error:
+                came = f"one of {grey.shape[1]} x {grey.shape[0]} ({_sentence(error)})"
+                raise FaceError(
+                    "unreadable-video", f"{self.name}: expected a picture that the detector can search, got {came}"
+                ) from None
             if not boxes:
                 return None
             x, y, width, height = max(boxes, key=lambda box: box[2] * box[3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
@@ -15,6 +16,8 @@ from .features import SAMPLING_RATE
 #: Faults of one kind that the text shows; all of them stand in the JSON.
 _SHOWN = 5
 _SHOWN_SPEAKERS = 30
+#: What a key or a file name may hold and a terminal would obey.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def corpus_report(
@@ -128,4 +131,4 @@ def report_text(report: Mapping[str, Any]) -> str:
         lines += [f"    {f['item']}: {f['message']}" for f in of_kind[:_SHOWN]]
         if len(of_kind) > _SHOWN:
             lines.append(f"    ... and {len(of_kind) - _SHOWN} more (report.json has all)")
-    return "\n".join(lines)
+    return "\n".join(_CONTROL.sub(lambda found: ascii(found[0])[1:-1], line) for line in lines)
