@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-#: Items of each domain that the probe sees, and how hard its weights are held down.
+#: Items of each domain that the probe sees, and how hard its weights are held down, in units of the features.
 PROBE_ITEMS, RIDGE = 400, 1.0
 
 
@@ -34,11 +34,12 @@ def linear_probe(speech: np.ndarray, faces: np.ndarray, seed: int = 0) -> float:
     x = (known - mean) / deviation
     # +1 for faces, -1 for speech, weighted so that each domain has half of the say.
     y = np.concatenate([np.full(len(halves[0][0]), -1.0), np.full(len(halves[0][1]), 1.0)])
+    ridge = RIDGE * len(known)  # as much as the features themselves, which have variance 1
     weight = np.concatenate([np.full(len(v), len(known) / (2.0 * len(v))) for v in halves[0]])
     if x.shape[1] <= len(x):
-        w = np.linalg.solve((x * weight[:, None]).T @ x + RIDGE * np.eye(x.shape[1]), x.T @ (weight * y))
+        w = np.linalg.solve((x * weight[:, None]).T @ x + ridge * np.eye(x.shape[1]), x.T @ (weight * y))
     else:  # fewer items than features: the same solution from the smaller system
-        w = x.T @ np.linalg.solve(x @ x.T + RIDGE * np.diag(1.0 / weight), y)
+        w = x.T @ np.linalg.solve(x @ x.T + ridge * np.diag(1.0 / weight), y)
     right = [float(((((v - mean) / deviation) @ w > 0) == bool(face)).mean()) for face, v in enumerate(halves[1])]
     return 0.5 * (right[0] + right[1])
 

@@ -74,9 +74,8 @@ def run(
 ) -> tuple[System, dict[str, Any]]:
     validation = options.pop("validation", "Ses02M")
     keywords = {k: options.pop(k) for k in ("stop", "progress") if k in options}
-    system, _, fitted = train_stages(
-        settings, corpus, division(corpus, validation), stages, folder, seed=3, faces=corpus, options=Options(**options), **keywords
-    )  # fmt: skip
+    keywords.update(seed=3, faces=corpus, options=Options(**options))
+    system, _, fitted = train_stages(settings, corpus, division(corpus, validation), stages, folder, **keywords)
     return system, fitted
 
 
@@ -105,7 +104,7 @@ def whole(
 def test_a_run_writes_down_what_it_did(whole: tuple[System, Path, dict[str, Any]], artificial: PreparedCorpus) -> None:
     _, folder, fitted = whole
     steps = read_lines(folder / "log.jsonl")
-    # 16 utterances of training speakers, 6 in a batch: 2 steps an epoch, 3 epochs a stage.
+    # 15 utterances of training speakers, 6 in a batch: 2 steps an epoch, 3 epochs a stage.
     assert [(r["stage"], r["step"], r["epoch"]) for r in steps] == [
         (stage, step, 1 + (step - 1) // 2) for stage in ALL for step in range(1, 7)
     ]
@@ -124,7 +123,7 @@ def test_a_run_writes_down_what_it_did(whole: tuple[System, Path, dict[str, Any]
     )
     kept = np.load(folder / "embeddings.npz")
     assert set(kept) == {f"{d}_{w}" for d in ("speech", "face") for w in ("before", "after", "labels")}
-    assert len(kept["speech_before"]) == len(kept["speech_labels"]) == 16
+    assert len(kept["speech_before"]) == len(kept["speech_labels"]) == 15
     assert not np.array_equal(kept["face_before"], kept["face_after"])
     about = json.loads((folder / "environment.json").read_text())
     assert about["manifest_sha256"] == artificial.manifest_sha256 and about["seed"] == 3
@@ -255,7 +254,7 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(
     settings: Settings, artificial: PreparedCorpus, whole: tuple[System, Path, dict[str, Any]]
 ) -> None:
     _, folder, _ = whole
-    with pytest.raises(ValueError, match="expected no checkpoints, got those of another run"):
+    with pytest.raises(ValueError, match="expected a folder without checkpoints, got those of another run"):
         run(settings, artificial, folder, ALL)
     other = dataclasses.replace(settings, adversarial=Adversarial(lam=0.5))
     with pytest.raises(ValueError, match="expected to resume with the settings in settings.json, got others"):
@@ -308,19 +307,12 @@ def test_a_loss_that_is_not_finite_ends_the_run(settings: Settings, artificial: 
 
 def test_two_processes_are_one(artificial: PreparedCorpus, tmp_path: Path) -> None:
     """Both halves of every batch in two processes: losses, rates and weights as in one, but for rounding."""
-    assert main(command(artificial, tmp_path / "one")) == 0
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "python_training",
-    ]
+    # Plain gradient descent: AdamW would blow up the rounding of gradients that are 0 (biases before a batch norm).
+    sgd = [a for s in ("optimisation", "avdal") for a in ("--set", f"{s}.optimizer=sgd", "--set", f"{s}.lr=0.05")]
+    assert main(command(artificial, tmp_path / "one", *sgd)) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*launch, *command(artificial, tmp_path / "two")],
+        [*torchrun, "-m", "python_training", *command(artificial, tmp_path / "two", *sgd)],
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -390,7 +382,7 @@ def test_the_probe_sees_what_is_there_and_nothing_else(width: int) -> None:
     rng = np.random.default_rng(0)
     speech, faces = rng.standard_normal((200, width)), rng.standard_normal((150, width))
     assert 0.35 < linear_probe(speech, faces) < 0.65
-    assert linear_probe(speech, faces + np.eye(width)[0] * 8) > 0.9
+    assert linear_probe(speech, faces + 3.0 * (np.arange(width) < width // 5)) > 0.9
     with pytest.raises(ValueError, match="probe: expected at least 4 items of each domain, got 3 and 150"):
         linear_probe(speech[:3], faces)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -93,6 +94,7 @@ def test_shapes(stream: list[Batch]) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_the_same_stream_with_any_number_of_workers(corpus: PreparedCorpus, stream: list[Batch], workers: int) -> None:
     plan = Plan(corpus.with_speech, 6, seed=7, faces=corpus.with_face)
     again = list(batches(plan, samples_of(corpus, EVERYTHING), last=7, workers=workers))
@@ -205,6 +207,9 @@ def test_what_cannot_be_is_named(corpus: PreparedCorpus, tmp_path: Path, emodb: 
         Plan([], 4, seed=0)
     with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
         Plan([1], 0, seed=0)
+    with pytest.raises(ValueError, match="plan: expected at least one utterance with speech, got none"):
+        Plan(np.arange(0), 4, seed=0)  # type: ignore[arg-type]
+    assert Plan(np.arange(9), 4, seed=0).batch(5) == Plan(range(9), 4, seed=0).batch(5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="expected a batch size that 4 processes can share, got 6"):
         batches(Plan(range(20), 6, seed=0), samples_of(corpus), last=1, world=4)
     with pytest.raises(ValueError, match="clip_rule: expected a fixed number of clips"):
@@ -214,8 +219,24 @@ def test_what_cannot_be_is_named(corpus: PreparedCorpus, tmp_path: Path, emodb: 
     from python_training.data import Classes
 
     prepare(read_corpus("emodb", emodb, Classes(("sad", "ang"))), tmp_path / "two")
+    whole = read_corpus("emodb", emodb)
+    prepare(dataclasses.replace(whole, utterances=whole.utterances[:20]), tmp_path / "other")
+    other = Samples(PreparedCorpus(tmp_path / "other"), FRONT, RULE, seed=0, faces=corpus)
+    paired = Plan(range(20), 5, seed=0, faces=range(20), paired=True)
+    with pytest.raises(ValueError, match=f"expected faces of {tmp_path / 'other'} for a paired plan, got those of "):
+        batches(paired, other, last=1)
     with pytest.raises(ValueError, match="expected faces of the classes sad, ang, got ang, hap, neu, sad"):
         Samples(PreparedCorpus(tmp_path / "two"), FRONT, RULE, seed=0, faces=corpus)
+
+
+def test_what_a_worker_is_sent_holds_no_arrays(corpus: PreparedCorpus, stream: list[Batch]) -> None:
+    """Workers that are spawned get everything pickled."""
+    samples = samples_of(corpus, EVERYTHING)
+    plan = Plan(corpus.with_speech, 6, seed=7, faces=corpus.with_face)
+    next(batches(plan, samples, last=1))  # the files are mapped
+    sent = pickle.dumps(samples)
+    assert len(sent) < 20_000
+    assert equal(next(batches(plan, pickle.loads(sent), first=4, last=5)), stream[4])
 
 
 # Augmentation
@@ -296,6 +317,8 @@ def test_faces_are_mirrored_and_cropped() -> None:
     [
         ({"noise_snr": (30.0, 15.0)}, "noise_snr: expected nothing or a lowest and a highest value"),
         ({"vtlp": (0.1, 1.2)}, "vtlp: expected factors from 0.5 to 2"),
+        ({"speeds": (0.9, 0.0)}, r"speeds: expected factors from 0.5 to 2, got \(0.9, 0.0\)"),
+        ({"level": float("nan")}, "level: expected 0 or more, got nan"),
         ({"mixup": 0.6}, "mixup: expected 0 to 0.5, got 0.6"),
         ({"face_flip": -0.1}, "face_flip: expected 0 to 1.0, got -0.1"),
         ({"time_shift": -1.0}, "time_shift: expected 0 or more, got -1.0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +171,31 @@ def test_iemocap_a_session_that_is_missing_is_counted(tree: Path) -> None:
         read_corpus("iemocap", tree / "Session1")
 
 
+def test_iemocap_labels_that_passed_through_windows(tree: Path) -> None:
+    before = read_corpus("iemocap", tree)
+    for path in (tree / "Session1" / "dialog" / "EmoEvaluation").glob("Ses*.txt"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_corpus("iemocap", tree) == before
+
+
+def test_iemocap_labels_of_another_session_and_turns_named_twice_are_faults(tree: Path) -> None:
+    before = read_corpus("iemocap", tree)
+    own, other = labels_of(tree, 1), labels_of(tree, 2)
+    shutil.copy(other, own.parent)
+    wavs = Path("sentences", "wav", other.stem)
+    shutil.copytree(tree / "Session2" / wavs, tree / "Session1" / wavs)
+    turn = next(line for line in own.read_text().splitlines() if line.startswith("["))
+    first, again = own.read_text().splitlines().index(turn) + 1, len(own.read_text().splitlines()) + 1
+    own.write_text(own.read_text() + turn + "\n")
+    corpus = read_corpus("iemocap", tree)
+    name = turn.split("\t")[1]
+    assert faults_of(corpus, "bad-label") == [
+        f"{own}, line {again}: expected one line for each turn, got {name} of line {first} again",
+        f"{own.parent / other.name}: expected a dialog of Session1, got {other.stem}",
+    ]
+    assert corpus.utterances == before.utterances and corpus.dropped == before.dropped
+
+
 # EMO-DB
 
 
@@ -198,6 +224,13 @@ def test_emodb_names(tmp_path: Path) -> None:
     faults = faults_of(corpus, "bad-name")
     assert len(faults) == 2 and "hello.wav: expected an EMO-DB name such as 03a01Fa" in faults[1]
     assert [u.key for u in read_corpus("emodb", tmp_path, Classes(("bor",))).utterances] == ["03a01La"]
+
+
+def test_emodb_that_is_there_twice_is_read_once(tmp_path: Path) -> None:
+    touch(tmp_path, "flac/03a01Fa.flac", "wav/03a01Fa.wav", "wav2/03a01Fa.wav", "flac/03a01La.flac", "wav/03a01La.wav")
+    corpus = read_corpus("emodb", tmp_path)
+    assert [(u.key, u.path) for u in corpus.utterances] == [("03a01Fa", tmp_path / "wav/03a01Fa.wav")]
+    assert corpus.dropped == {"bor": 1}
 
 
 # RAVDESS, CREMA-D
@@ -348,6 +381,9 @@ def test_manifest(tmp_path: Path) -> None:
         ({"key": "a", "wav": "x.wav", "emo": "ang"}, "expected a key of its own, got 'a' of line 1"),
         ("{not json", "expected a JSON object, got '{not json'"),
         ("[1, 2]", r"expected a JSON object, got '\[1, 2\]'"),
+        ('{"key": "x", "emo": "ang", "wav": "\\ud800"}', r"field 'wav': expected a path, got \"\\ud800\""),
+        ('{"key": "x", "emo": "ang", "wav": "x", "start": NaN}', "field 'start': expected seconds, 0 or more, got NaN"),
+        ('{"key": "x", "emo": "ang", "wav": "x", "end": 1e400}', "field 'end': expected seconds, .*, got Infinity"),
     ],
 )
 def test_manifest_lines_that_cannot_be_used_are_named(tmp_path: Path, line: Any, message: str) -> None:
@@ -459,6 +495,32 @@ def test_face_clips_by_key(tmp_path: Path) -> None:
     assert [str(f) for f in corpus.faults] == [f"a4: expected a face clip a4.* in {tmp_path}, found none"]
 
 
+def test_face_clips_of_one_name_in_several_folders_are_not_guessed(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "train/u1.mp4", "test/u1.mp4", "train/u2.avi", "a/1.png", "a/2.png", "1/1.png", "x/b.png", "y/b.png"
+    )
+    keys = ("1", "a", "b", "test/u1", "u1", "u2", "x")
+    corpus = with_face_clips(Corpus("x", ("ang",), tuple(Utterance(k, Path("a.wav"), "", 0) for k in keys)), tmp_path)
+    face = {u.key: u.face for u in corpus.utterances}
+    assert face["1"] == FaceSource(images=(tmp_path / "1/1.png",)), "not the frames of a"
+    assert face["a"] == FaceSource(images=(tmp_path / "a/1.png", tmp_path / "a/2.png"))
+    assert face["test/u1"] == FaceSource(video=tmp_path / "test/u1.mp4") and face["u1"] is None
+    assert face["u2"] == FaceSource(video=tmp_path / "train/u2.avi")
+    assert face["x"] == FaceSource(images=(tmp_path / "x/b.png",))
+    (fault,) = faults_of(corpus, "missing-video")
+    two = f"{tmp_path / 'test/u1.mp4'} and {tmp_path / 'train/u1.mp4'}"
+    assert fault == f"u1: expected a face clip u1.* in {tmp_path}, got 2: {two}"
+
+
+def test_a_box_for_each_of_many_utterances_takes_no_time() -> None:
+    keys = [f"utterance{i:06d}" for i in range(20_000)]
+    video = FaceSource(video=Path("d.avi"), crop="detect")
+    utterances = tuple(Utterance(key, None, "s", 0, face=video) for key in keys)
+    started = time.perf_counter()
+    corpus = with_boxes(Corpus("x", ("ang",), utterances), Boxes({k: [0, 0, 5, 5] for k in keys}), detect=False)
+    assert corpus.faults == () and time.perf_counter() - started < 10
+
+
 # All of them
 
 
@@ -492,6 +554,12 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (root / "linked").symlink_to(real)
     (real / "loop").symlink_to(root)
     assert [u.path for u in read_corpus("emodb", root).utterances] == [root / "linked" / "03a01Fa.wav"]
+
+
+def test_two_utterances_of_one_key_are_no_corpus() -> None:
+    utterances = (Utterance("a", Path("1.wav"), "1", 0), Utterance("a", Path("2.wav"), "2", 0))
+    with pytest.raises(ValueError, match="x: expected a key of its own for every utterance, got 'a' more than once"):
+        Corpus("x", ("ang",), utterances)
 
 
 def test_wrong_classes_are_named() -> None:

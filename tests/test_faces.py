@@ -7,6 +7,8 @@ with the outputs of YuNet that takes every white cell of 8 x 8 pixels for the mi
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -583,6 +585,26 @@ def test_images_of_other_kinds(tmp_path: Path) -> None:
     cv2.imwrite(str(clear), np.dstack([coded(5), coded(5)[..., :1]]))
     for image, number in ((grey, 3), (deep, 4), (clear, 5)):
         assert numbers(read_one(FaceSource(images=(image,)))) == [number] * FRAMES
+
+
+def test_a_path_that_opencv_cannot_take_is_named(tmp_path: Path, hundred: Path) -> None:
+    """OpenCV dies of a path that is not UTF-8 (segmentation fault, 5.0.0)."""
+    folder = tmp_path / os.fsdecode(b"f\xfcr")
+    folder.mkdir()
+    copy = Path(shutil.copy(hundred, folder))
+    error = failure(FaceSource(video=copy))
+    assert str(error) == f"{copy}: expected a path in UTF-8, as OpenCV wants it, got other bytes"
+    with pytest.raises(ModelError, match="expected a path in UTF-8"):
+        faces.yunet(copy)
+
+
+def test_a_picture_that_a_detector_cannot_search_is_named(hundred: Path) -> None:
+    def fussy(picture: np.ndarray) -> list[tuple[int, int, int, int]]:
+        cv2.resize(picture, (0, 0))
+        return []
+
+    error = failure(FaceSource(video=hundred, crop="detect"), fussy)
+    assert str(error).startswith(f"{hundred}: expected a picture that the detector can search, got one of 80 x 64 (")
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 import wave
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from avser_fast.inference.features import features
 from python_training.data import (
     Corpus,
     FaceSource,
+    Fault,
     Prepared,
     PreparedCorpus,
     Utterance,
@@ -27,6 +31,7 @@ from python_training.data import (
     read_corpus,
 )
 from python_training.data.boxes import Boxes, with_boxes
+from python_training.data.report import corpus_report, report_text
 from python_training.data.synthetic import SyntheticCorpus, write_iemocap
 
 cv2 = pytest.importorskip("cv2")
@@ -157,6 +162,29 @@ def test_spans_of_a_long_recording(tmp_path: Path) -> None:
     assert {kinds(prepared)[k] for k in ("late", "later")} == {"unreadable-audio"}
 
 
+def test_a_span_of_no_sample_is_named_and_the_others_stored(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", tone())
+    spans = (Utterance("a", path, "", 0, start=0.1, end=0.10001), Utterance("b", path, "", 0, start=0.1, end=0.2))
+    prepared = prepare(corpus_of(*spans), tmp_path / "out")
+    assert "a.wav: expected a sample from 0.1 s to 0.10001 s, got none at 16000 Hz" in message(prepared, "a")
+    assert [u.key for u in PreparedCorpus(tmp_path / "out").utterances] == ["b"]
+
+
+def test_names_that_are_not_utf8_and_keys_with_separators_of_lines(tmp_path: Path, run: Any) -> None:
+    latin = write_wav(tmp_path / os.fsdecode(b"f\xfcr.wav"), tone())
+    broken = tmp_path / os.fsdecode(b"f\xfc.wav")
+    broken.touch()
+    keys = ("a\u2028b", "c\x85d", os.fsdecode(b"\xfc"))
+    corpus = corpus_of(*(Utterance(k, latin, "", 0) for k in keys), Utterance("x", broken, "", 0))
+    prepared = prepare(corpus, tmp_path / "out")
+    ready = PreparedCorpus(tmp_path / "out")
+    assert [u.key for u in ready.utterances] == list(keys) and {u.path for u in ready.utterances} == {latin}
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == prepared.report
+    manifest = tmp_path / "out" / "manifest.jsonl"
+    assert read_corpus("manifest", manifest).utterances == ready.utterances
+    assert run("prepare", "manifest", str(manifest), str(tmp_path / "again"))[0] == 0
+
+
 def test_recordings_that_cannot_be_used_are_named_and_the_others_stored(tmp_path: Path) -> None:
     good = write_wav(tmp_path / "ordner mit leerzeichen é" / "gut ö.wav", tone())
     link = tmp_path / "link.wav"
@@ -276,6 +304,39 @@ def test_an_out_that_is_a_file_or_cannot_be_made_is_named(tmp_path: Path) -> Non
             prepare(corpus_of(Utterance("a", a, "", 0)), out)
 
 
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+    a = write_wav(tmp_path / "03a01Fa.wav", tone())
+    prepare(corpus_of(Utterance("a", a, "", 0)), tmp_path / "out")
+    corpus = PreparedCorpus(tmp_path / "out")
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(sys.modules["python_training.data.store"], "write_bytes", full)
+    code, _, err = run("prepare", "emodb", str(tmp_path), str(tmp_path / "new"))
+    expected = (
+        f"error: {tmp_path / 'new'}: expected a folder that can be written, got an error (No space left on device, "
+    )
+    assert code == 1 and err.startswith(expected + str(tmp_path / "new"))
+    with pytest.raises(
+        ValueError, match="for features that are not there yet, got an error .No space left on device, "
+    ):
+        corpus.features(FrontEnd())
+
+
+def test_several_at_once_into_one_folder(tmp_path: Path) -> None:
+    corpus = corpus_of(Utterance("a", write_wav(tmp_path / "a.wav", tone()), "", 0))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: prepare(corpus, tmp_path / "out", workers=1), range(100)))
+    assert len(PreparedCorpus(tmp_path / "out")) == 1
+
+
+def test_a_front_end_at_another_rate_is_named(tmp_path: Path) -> None:
+    corpus = corpus_of(Utterance("a", write_wav(tmp_path / "a.wav", tone()), "", 0))
+    with pytest.raises(ValueError, match="expected front ends at 16000 Hz, got one at 8000 Hz"):
+        prepare(corpus, tmp_path / "out", front_ends=[FrontEnd(sampling_rate=8000, high_hz=4000.0)])
+
+
 def test_a_corpus_in_a_read_only_folder_is_left_as_it_was(tmp_path: Path) -> None:
     tree = write_iemocap(tmp_path / "tree", sessions=1, dialogs=1, turns=8)
     before = {p: p.stat().st_mtime_ns for p in tree.root.rglob("*")}
@@ -305,6 +366,15 @@ def test_a_prepared_folder_that_is_not_whole_is_named(tmp_path: Path) -> None:
         PreparedCorpus(out)
     with pytest.raises(ValueError, match="expected a folder written by `avser-fast prepare`"):
         PreparedCorpus(tmp_path / "nothing")
+    (out / "corpus.json").write_text("[]")
+    with pytest.raises(ValueError, match="expected a prepared corpus of format 1, got None; prepare it again"):
+        PreparedCorpus(out)
+    prepare(corpus_of(Utterance("a", a, "", 0)), out)
+    shutil.rmtree(out / "waveforms")
+    with pytest.raises(
+        ValueError, match=f"{out}: expected the sound of every utterance .* first is a.; prepare it again"
+    ):
+        PreparedCorpus(out)
 
 
 def test_the_manifest_of_a_prepared_folder_is_a_corpus(tmp_path: Path, emodb: Path) -> None:
@@ -312,6 +382,22 @@ def test_the_manifest_of_a_prepared_folder_is_a_corpus(tmp_path: Path, emodb: Pa
     prepare(Corpus(whole.name, whole.labels, whole.utterances[:3]), tmp_path / "a")
     again = read_corpus("manifest", tmp_path / "a" / "manifest.jsonl")
     assert again.utterances == whole.utterances[:3]
+
+
+def test_the_report_shows_a_key_in_one_line() -> None:
+    faults = (Fault("missing-wav", "a\nb\x1b[2J", "expected ü, found none"),)
+    report = corpus_report(Corpus("x", ("ang",), ()), (), {}, {}, set(), faults)
+    assert report_text(report).splitlines()[-1] == "    a\\nb\\x1b[2J: expected ü, found none"
+    assert report["faults"][0]["item"] == faults[0].item
+
+
+def test_the_report_of_many_speakers_takes_no_time() -> None:
+    utterances = tuple(Utterance(f"{i:06d}", None, f"s{i:06d}", i % 2, session=f"{i % 3}") for i in range(30_000))
+    started = time.perf_counter()
+    report = corpus_report(Corpus("x", ("ang", "hap"), utterances), utterances, {}, {}, set(), ())
+    assert time.perf_counter() - started < 5
+    assert report["by_speaker"]["s000001"] == {"ang": 0, "hap": 1} and len(report["by_speaker"]) == 30_000
+    assert report["by_session"] == {s: {"ang": 5000, "hap": 5000} for s in "012"}
 
 
 # Faces
@@ -346,6 +432,14 @@ def test_without_box_or_detector_no_face_is_made_up(artificial: SyntheticCorpus,
     ready = PreparedCorpus(tmp_path / "out")
     assert ready.with_face == [] and not (tmp_path / "out" / "contact-sheet.png").exists()
     assert prepared.report["faces_left_out"].startswith(f"left out, {len(ready)} faces: ")
+    boxed = with_boxes(read_corpus("iemocap", artificial.root), Boxes(artificial.boxes), detect=False)
+    prepare(boxed, tmp_path / "out")
+    assert (tmp_path / "out" / "contact-sheet.png").exists()
+    prepare(read_corpus("iemocap", artificial.root), tmp_path / "out")
+    assert not (tmp_path / "out" / "contact-sheet.png").exists(), "the faces of before"
+    pictures = corpus_of(Utterance("a", None, "", 0, face=FaceSource(Path("a.mp4"), crop="detect")))
+    with pytest.raises(ValueError, match="found none; left out, 1 faces: .* need crop boxes or a detector"):
+        prepare(pictures, tmp_path / "none")
     with pytest.raises(ValueError, match=f"{ready.utterances[0].key}: expected a face, this utterance of .* has none"):
         ready.face(0)
 
@@ -427,6 +521,25 @@ def test_command(artificial: SyntheticCorpus, tmp_path: Path, run: Any) -> None:
     assert code == 0 and json.loads(printed) == report
     assert sum(report["by_class"].values()) == utterances and report["dropped"]["oth"] > 0
     assert len(report["by_speaker"]) == 4 and set(report["by_session"]) == {"Ses01", "Ses02"}
+
+
+def test_the_command_asks_another_detector_again(
+    artificial: SyntheticCorpus, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def parse(text: str) -> Any:
+        asked.append(model.read_text())
+        return lambda picture: [(10, 5, 60, 80)]
+
+    monkeypatch.setattr(sys.modules["python_training.data.command"], "parse_detector", parse)
+    model, out = tmp_path / "model.onnx", tmp_path / "out"
+    stores = []
+    for content in ("a", "a", "b"):
+        model.write_text(content)
+        assert run("prepare", "iemocap", str(artificial.root), str(out), "--detector", f"yunet:{model}")[0] == 0
+        stores.append(json.loads((out / "corpus.json").read_text())["faces"])
+    assert asked == ["a", "a", "b"] and stores[0] == stores[1] != stores[2]
 
 
 def test_command_exit_codes_and_sentences(tmp_path: Path, run: Any) -> None:

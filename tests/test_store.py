@@ -96,6 +96,12 @@ def test_adding_twice_keeps_the_first_and_the_caller_s_array_is_not_held(tmp_pat
     store.add("a", np.ones(3, np.float32))
     store.add("a", np.zeros(3, np.float32))
     assert (store["a"] == 1).all()
+    own = np.ones(3, np.float32)
+    store.add("own", own)
+    own[:] = 0
+    store["own"][:] = 2
+    store.flush()
+    assert (store["own"] == 1).all()
     with pytest.raises(TypeError, match="store: expected uint8, int16, float32, got float64"):
         store.add("b", np.ones(3))
 

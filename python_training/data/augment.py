@@ -50,12 +50,14 @@ class Augmentation:
                 raise ConfigError(f"{name}: expected nothing or a lowest and a highest value, got {values}")
         if self.vtlp and not 0.5 <= self.vtlp[0] <= self.vtlp[1] <= 2.0:
             raise ConfigError(f"vtlp: expected factors from 0.5 to 2, got {self.vtlp}")
+        if not all(0.5 <= speed <= 2 for speed in self.speeds):
+            raise ConfigError(f"speeds: expected factors from 0.5 to 2, got {self.speeds}")
         for name, most in (("mixup", 0.5), ("waveform_share", 1.0), ("face_flip", 1.0), ("face_crop", 0.5)):
             value = getattr(self, name)
             if not 0 <= value <= most:
                 raise ConfigError(f"{name}: expected 0 to {most}, got {value}")
         for name in ("time_warp", "band_warp", "band_mask", "time_mask", "level", "noise", "time_shift"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: expected 0 or more, got {getattr(self, name)}")
 
     @property

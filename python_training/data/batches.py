@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -64,7 +64,7 @@ class Plan:
         faces: Sequence[int] = (),
         paired: bool = False,
     ):
-        if not speech:
+        if len(speech) == 0:
             raise ValueError("plan: expected at least one utterance with speech, got none")
         if batch_size < 1:
             raise ValueError(f"plan: batch_size: expected at least 1, got {batch_size}")
@@ -91,13 +91,19 @@ class Plan:
             self._orders[key] = items[_generator(self.seed, kind, number).permutation(len(items))]
         return self._orders[key]
 
+    def _turn(self, step: int, kind: int) -> int:
+        """By how many rows the partners of a step stand off: never their own, unless there is one row."""
+        if self.batch_size == 1:
+            return 0
+        return int(_generator(self.seed, _PARTNER, step, kind).integers(1, self.batch_size))
+
     def batch(self, step: int) -> list[Draw]:
         """The rows of global step ``step``, counted from 0 over all epochs."""
         epoch, at = divmod(step, self.steps_per_epoch)
         order = self._order(_ORDER, epoch, self.speech)
         first = at * self.batch_size
         speech = order[first : first + self.batch_size]
-        partners = speech[_generator(self.seed, _PARTNER, step).permutation(self.batch_size)]
+        partners = np.roll(speech, self._turn(step, 0))
         faces: list[int | None] = [None] * self.batch_size
         face_partners = faces
         if self.paired:
@@ -106,8 +112,8 @@ class Plan:
             counted = range(step * self.batch_size, (step + 1) * self.batch_size)
             n = len(self.faces)
             faces = [int(self._order(_FACE_ORDER, k // n, self.faces)[k % n]) for k in counted]
-            swap = _generator(self.seed, _PARTNER, step, 1).permutation(self.batch_size)
-            face_partners = [faces[i] for i in swap]
+            turn = self._turn(step, 1)
+            face_partners = faces[-turn:] + faces[:-turn]
         return [
             Draw(epoch, first + row, int(speech[row]), int(partners[row]), faces[row], face_partners[row])
             for row in range(self.batch_size)
@@ -200,7 +206,17 @@ class Samples(Dataset[tuple[_Half, ...]]):
         self.augmentation = augmentation or Augmentation()
         self.face_frames = face_frames
         self.clean, self.skip_bad = clean, skip_bad
-        self._features = {s: speech.features(front_end, s) for s in (1.0, *self.augmentation.speeds)}
+        self._features = self._mapped()
+
+    def _mapped(self) -> dict[float, list[np.ndarray | None]]:
+        return {s: self.speech.features(self.front_end, s) for s in (1.0, *self.augmentation.speeds)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_features": None}  # another process maps the files itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._features = self._mapped()
 
     def __getitem__(self, draw: Draw) -> tuple[_Half, ...]:
         speech = self._half(draw, self.speech, self._clips, _SPEECH, draw.speech, draw.partner)
@@ -241,9 +257,7 @@ class Samples(Dataset[tuple[_Half, ...]]):
         name = f"{corpus.folder}: {corpus.utterances[item].key}"
         try:
             values, valid, clean = make(item, rng)
-        except (
-            Exception
-        ) as error:  # of a damaged file or an array that is not what it should be: which one is the point
+        except Exception as error:  # whatever a damaged file leads to: which sample it was is the point
             raise SampleError(
                 f"{name}: expected a sample that can be read, got {type(error).__name__}: {error}"
             ) from error
@@ -345,7 +359,12 @@ def batches(
     """The batches of steps ``first`` to ``last`` (exclusive), counted over all epochs.
 
     ``workers`` processes make them ahead of time; 0 makes them here.  ``rank`` of ``world`` gets its part of a batch.
+    ValueError for a batch that cannot be split, and for a paired plan over faces of another corpus.
     """
+    if plan.paired and samples.faces is not None and samples.faces.manifest_sha256 != samples.speech.manifest_sha256:
+        raise ValueError(
+            f"batches: expected faces of {samples.speech.folder} for a paired plan, got those of {samples.faces.folder}"
+        )
     steps = _Steps(plan, first, last, rank, world)
     plan.rows(first, rank, world)  # an impossible split is said here, not in a worker
     loader = DataLoader(

@@ -41,7 +41,7 @@ class Boxes:
     def read(cls, path: Path) -> Boxes:
         """From a JSON file; ValueError naming it and what is wrong in it."""
         try:
-            entries = json.loads(Path(path).read_text(encoding="utf-8"))
+            entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise ValueError(f"{path}: expected a readable file of boxes, got an error ({error.strerror})") from error
         except ValueError as error:
@@ -51,11 +51,10 @@ class Boxes:
         return cls(entries, str(path))
 
     def of(self, utterance: Utterance) -> Box | None:
-        for prefix in sorted(self.entries, key=len, reverse=True):
-            if utterance.key.startswith(prefix):
-                for speaker, box in self.entries[prefix].items():
-                    if utterance.speaker.endswith(speaker):
-                        return box
+        for length in range(len(utterance.key), -1, -1):
+            for speaker, box in self.entries.get(utterance.key[:length], {}).items():
+                if utterance.speaker.endswith(speaker):
+                    return box
         return None
 
 
@@ -78,26 +77,40 @@ def with_boxes(corpus: Corpus, boxes: Boxes, detect: bool) -> Corpus:
 
 
 def with_face_clips(corpus: Corpus, folder: Path) -> Corpus:
-    """Faces out of ``folder``, cropped already (the published way): ``<key>.avi`` (any video or image suffix), or
-    ``<key>/`` with images.  An utterance without one is a fault."""
+    """Faces out of ``folder``, cropped already (the published way): ``<key>.avi`` (any video suffix), else ``<key>/``
+    with images, else ``<key>.png`` (any image suffix), in whatever folder below it; a key with slashes is the whole
+    path.  An utterance without one, or with several of a kind, is a fault."""
     folder = existing_folder(folder, "face clips")
-    found: dict[str, FaceSource] = {}
+    videos: dict[str, list[Path]] = {}
+    folders: dict[str, dict[Path, list[Path]]] = {}
     images: dict[str, list[Path]] = {}
+
+    def names(path: Path, own: str) -> set[str]:
+        return {own, (path.parent / own).relative_to(folder).as_posix()}
+
+    keys = {u.key for u in corpus.utterances}
     for path in files_under(folder, (*VIDEO, *IMAGES)):
         if path.suffix.lower() in VIDEO:
-            found.setdefault(path.stem, FaceSource(video=path))
-        else:
-            images.setdefault(path.stem, []).append(path)
-            images.setdefault(path.parent.name, []).append(path)
+            for name in names(path, path.stem):
+                videos.setdefault(name, []).append(path)
+            continue
+        of_folder = names(path.parent, path.parent.name) if path.parent != folder else set()
+        for name in of_folder:
+            folders.setdefault(name, {}).setdefault(path.parent, []).append(path)
+        if not of_folder & keys:  # a frame of another utterance is no face of its own
+            for name in names(path, path.stem):
+                images.setdefault(name, []).append(path)
     utterances, faults = [], list(corpus.faults)
     for utterance in corpus.utterances:
-        face = found.get(utterance.key)
-        if face is None and utterance.key in images:
-            face = FaceSource(images=tuple(images[utterance.key]))
-        if face is None:
-            message = f"expected a face clip {utterance.key}.* in {folder}, found none"
-            faults.append(Fault("missing-video", utterance.key, message))
-        utterances.append(dataclasses.replace(utterance, face=face))
+        key = utterance.key
+        found = [FaceSource(video=path) for path in videos.get(key, ())]
+        found = found or [FaceSource(images=tuple(own)) for own in folders.get(key, {}).values()]
+        found = found or [FaceSource(images=(path,)) for path in images.get(key, ())]
+        if len(found) != 1:
+            shown = " and ".join(str(f.video or f.images[0]) for f in found[:2])
+            came = f"got {len(found)}: {shown}{', ...' if len(found) > 2 else ''}" if found else "found none"
+            faults.append(Fault("missing-video", key, f"expected a face clip {key}.* in {folder}, {came}"))
+        utterances.append(dataclasses.replace(utterance, face=found[0] if len(found) == 1 else None))
     return dataclasses.replace(corpus, utterances=tuple(utterances), faults=tuple(faults))
 
 

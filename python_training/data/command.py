@@ -14,6 +14,8 @@ from typing import Any
 from .boxes import Boxes, with_boxes, with_face_clips, without_faces
 from .corpora import CORPORA, read_corpus
 from .corpus import LABELS, Classes, Corpus
+from .faces import Detector, parse_detector
+from .files import file_digest
 from .iemocap import CLASSES as IEMOCAP_CLASSES
 from .prepare import prepare
 from .report import report_text
@@ -147,17 +149,23 @@ def _with_faces(corpus: Corpus, arguments: argparse.Namespace) -> Corpus:
     return corpus
 
 
+def _detector(text: str) -> tuple[str, Detector]:
+    """A detector, and for the cache its kind with the digest of its file: another file is another detector."""
+    detector = parse_detector(text)
+    kind, _, file = text.partition(":")
+    return f"{kind}:{file_digest(Path(file))[:16]}" if file else kind, detector
+
+
 def run_prepare(arguments: argparse.Namespace) -> int:
     """Check a corpus and turn it into what training reads."""
     from ..settings import load_settings
-    from .faces import parse_detector
 
     given = [name for name in ("boxes", "face_clips", "detector") if getattr(arguments, name) is not None]
     if arguments.no_faces and given:
         raise ValueError(f"--no-faces: expected no other option about faces, got --{given[0].replace('_', '-')}")
     if "boxes" in given and "face_clips" in given:
         raise ValueError("--face-clips: expected no --boxes, because these faces are cropped already, got both")
-    detector = None if arguments.detector is None else (arguments.detector, parse_detector(arguments.detector))
+    detector = None if arguments.detector is None else _detector(arguments.detector)
     front_ends = [load_settings(name).front_end.front_end() for name in arguments.config or ["mdscm-small"]]
     corpus = _with_faces(read_corpus(arguments.corpus, arguments.root, _classes(arguments)), arguments)
     if arguments.strict and corpus.faults:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +102,14 @@ class Corpus:
     utterances: tuple[Utterance, ...]
     faults: tuple[Fault, ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counted = Counter(u.key for u in self.utterances)
+        if len(counted) < len(self.utterances):
+            twice = next(key for key, count in counted.items() if count > 1)
+            raise ValueError(
+                f"{self.name}: expected a key of its own for every utterance, got {twice!r} more than once"
+            )
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,13 @@ def read_emodb(root: Path | None = None, classes: Classes | None = None) -> Corp
     utterances: list[Utterance] = []
     faults: list[Fault] = []
     dropped: Counter[str] = Counter()
+    # A release is often there twice, as wav and as flac or in two folders: of equals the first is taken.
+    recordings: dict[str, Path] = {}
     for path in files_under(root, AUDIO):
+        other = recordings.setdefault(path.stem, path)
+        if AUDIO.index(path.suffix.lower()) < AUDIO.index(other.suffix.lower()):
+            recordings[path.stem] = path
+    for path in recordings.values():
         match = _NAME.fullmatch(path.stem)
         if match is None or match["emotion"] not in EMOTIONS:
             expected = f"an EMO-DB name such as 03a01Fa, its sixth letter one of {''.join(EMOTIONS)}"

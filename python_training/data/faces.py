@@ -185,7 +185,13 @@ class _Frames:
             self.blank.append(float(grey.mean()))
             return None
         if self.detector is not None:
-            boxes = [_clip(box, grey.shape[1], grey.shape[0]) for box in self.detector(region)]
+            try:
+                boxes = [_clip(box, grey.shape[1], grey.shape[0]) for box in self.detector(region)]
+            except cv2.error as error:
+                came = f"one of {grey.shape[1]} x {grey.shape[0]} ({_sentence(error)})"
+                raise FaceError(
+                    "unreadable-video", f"{self.name}: expected a picture that the detector can search, got {came}"
+                ) from None
             if not boxes:
                 return None
             x, y, width, height = max(boxes, key=lambda box: box[2] * box[3])
@@ -271,7 +277,10 @@ def _open(video: Path) -> tuple[Any, float]:
     """A cv2.VideoCapture and its frames per second."""
     _require_file(video, "a video")
     cv2 = opencv()
-    capture = cv2.VideoCapture(os.path.abspath(video))  # absolute: a name such as concat:1.avi is no protocol
+    name = os.path.abspath(video)  # absolute: a name such as concat:1.avi is no protocol
+    if not _is_utf8(name):
+        raise FaceError("unreadable-video", f"{video}: expected a path in UTF-8, as OpenCV wants it, got other bytes")
+    capture = cv2.VideoCapture(name)
     if not capture.isOpened():
         raise FaceError(
             "unreadable-video",
@@ -379,6 +388,15 @@ def _require_file(path: Path, what: str) -> None:
         raise FaceError("missing-video", f"{path}: expected {what}, got {came}")
 
 
+def _is_utf8(path: str) -> bool:
+    """Whether OpenCV can be given this path: any other ends the process."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def yunet(model: Path, min_score: float = 0.7) -> Detector:
     """The YuNet face detector of a model file (``face_detection_yunet_*.onnx`` of the OpenCV zoo), through
     cv2.FaceDetectorYN; faces that score less than ``min_score`` (0 to 1) are left out.  For any number of threads.
@@ -394,6 +412,8 @@ def yunet(model: Path, min_score: float = 0.7) -> Detector:
     if not os.path.isfile(model):
         raise ModelError(f"{model}: expected a YuNet model, got no such file")
     path = os.path.abspath(model)
+    if not _is_utf8(path):
+        raise ModelError(f"{model}: expected a path in UTF-8, as OpenCV wants it, got other bytes")
     own = _per_thread(lambda: cv2.FaceDetectorYN.create(path, "", (SEARCHED, SEARCHED), min_score))
 
     def detect(picture: np.ndarray) -> list[tuple[int, int, int, int]]:
@@ -431,6 +451,8 @@ def haar(cascade: Path | None = None) -> Detector:
     if not os.path.isfile(cascade):
         raise ModelError(f"{cascade}: expected a cascade, got no such file")
     path = os.path.abspath(cascade)
+    if not _is_utf8(path):
+        raise ModelError(f"{cascade}: expected a path in UTF-8, as OpenCV wants it, got other bytes")
     own = _per_thread(lambda: cv2.CascadeClassifier(path))
     try:
         unusable = "a file without one" if own().empty() else ""

@@ -42,6 +42,10 @@ def read_spans(
                 )
             )
             continue
+        if last <= first:
+            span = f"{start:g} s to {end:g} s"
+            waveforms.append(InputError(f"{path}: expected a sample from {span}, got none at {sound.rate} Hz"))
+            continue
         waveforms.append(_compact(resample(sound.samples[first:last], sound.rate, sampling_rate)))
     return waveforms, sound.rate
 

@@ -46,7 +46,8 @@ def read_labels(path: Path) -> tuple[list[Turn], list[Fault]]:
     """The turns of ``EmoEvaluation/<dialog>.txt``, and its lines that are neither header, turn nor rater."""
     turns: list[Turn] = []
     faults: list[Fault] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    first_line: dict[str, int] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
         if not line.strip() or _HEADER.fullmatch(line) or _RATER.fullmatch(line):
             continue
         match = _TURN.fullmatch(line)
@@ -58,13 +59,16 @@ def read_labels(path: Path) -> tuple[list[Turn], list[Fault]]:
             continue
         start, end = float(match["start"]), float(match["end"])
         emotion = match["emotion"]
-        if emotion not in EMOTIONS or not start < end or name["dialog"] != path.stem:
+        first = first_line.setdefault(match["name"], number)
+        if emotion not in EMOTIONS or not start < end or name["dialog"] != path.stem or first < number:
             wrong = (
                 f"an emotion out of {', '.join(EMOTIONS)}, got {emotion!r}"
                 if emotion not in EMOTIONS
                 else f"a turn that ends after it starts, got {start} to {end}"
                 if not start < end
                 else f"a turn of {path.stem}, got {match['name']}"
+                if name["dialog"] != path.stem
+                else f"one line for each turn, got {match['name']} of line {first} again"
             )
             faults.append(Fault("bad-label", f"{path}, line {number}", f"expected {wrong}"))
             continue
@@ -99,6 +103,9 @@ def read_iemocap(root: Path, classes: Classes = CLASSES) -> Corpus:
                 continue
             turns, wrong = read_labels(path)
             faults += wrong
+            if turns and turns[0].session != number:
+                faults.append(Fault("bad-label", str(path), f"expected a dialog of Session{number}, got {path.stem}"))
+                continue
             for turn in turns:
                 known.add(turn.name)
                 label = classes.index(turn.emotion)

@@ -23,6 +23,7 @@ face     ``whole``: the pictures are the face; ``box``: it is what is inside ``b
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,13 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and value != "" and "\0" not in value
 
 
+def _path(value: Any) -> bool:
+    try:
+        return _text(value) and bool(os.fsencode(value))
+    except UnicodeEncodeError:  # half a character: "\\ud800"
+        return False
+
+
 def _seconds(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9
 
@@ -45,16 +53,16 @@ def _seconds(value: Any) -> bool:
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "key": ("a string that is not empty", _text),
     "emo": ("a string that is not empty", _text),
-    "wav": ("a path", _text),
+    "wav": ("a path", _path),
     "speaker": ("a string", lambda v: isinstance(v, str)),
     "session": ("a string", lambda v: isinstance(v, str)),
     "start": ("seconds, 0 or more", _seconds),
     "end": ("seconds, 0 or more", _seconds),
     "span": ("both, wav or video", lambda v: v in ("both", "wav", "video")),
-    "video": ("a path", _text),
+    "video": ("a path", _path),
     "image": (
         "a path or a list of paths",
-        lambda v: _text(v) or (isinstance(v, list) and len(v) > 0 and all(map(_text, v))),
+        lambda v: _path(v) or (isinstance(v, list) and len(v) > 0 and all(map(_path, v))),
     ),
     "box": (
         "[x, y, width, height] in whole pixels",
@@ -128,7 +136,7 @@ def read_manifest(path: Path, classes: Classes | None = None) -> Corpus:
     classes = classes or Classes()
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON may hold U+2028 as it is
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected a manifest in UTF-8, got other bytes ({error})") from error
     except OSError as error:

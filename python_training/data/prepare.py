@@ -39,7 +39,7 @@ from .features import SAMPLING_RATE, compute_features, feature_options, read_spa
 from .files import file_digest
 from .manifest import entry_of
 from .report import corpus_report
-from .store import Store, options_key
+from .store import Store, options_key, writing
 
 FORMAT = 1
 _SHEET_FACES = 40
@@ -78,12 +78,27 @@ def prepare(
     corpus can be used.
     """
     out = Path(out)
-    try:
+    for front_end in front_ends:
+        if front_end.sampling_rate != SAMPLING_RATE:
+            raise ValueError(
+                f"{out}: expected front ends at {SAMPLING_RATE} Hz, got one at {front_end.sampling_rate} Hz"
+            )
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         (out / ".writable").touch()
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise ValueError(f"{out}: expected a folder that can be written, got an error ({error.strerror})") from error
+        (out / ".writable").unlink(missing_ok=True)  # another process may be doing the same
+        return _prepare(corpus, out, front_ends, detector, workers, seed, progress)
+
+
+def _prepare(
+    corpus: Corpus,
+    out: Path,
+    front_ends: Sequence[FrontEnd],
+    detector: tuple[str, Detector] | None,
+    workers: int | None,
+    seed: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> Prepared:
     left_out = sum(u.face is not None and u.face.crop == "detect" for u in corpus.utterances) if detector is None else 0
     if left_out:
         corpus = without_faces(corpus, keep=("whole", "box"))
@@ -95,16 +110,15 @@ def prepare(
     faults = [*corpus.faults, *audio_faults, *face_faults]
     utterances = [u for u in corpus.utterances if u.key in sounds or u.key in faces]
     if not utterances:
-        shown = f"; the first of {len(faults)} faults: {faults[0]}" if faults else ""
+        shown = f"; {_left_out(left_out)}" if left_out else ""
+        shown += f"; the first of {len(faults)} faults: {faults[0]}" if faults else ""
         raise ValueError(f"{corpus.name}: expected at least one utterance that can be used, found none{shown}")
     faults += _duplicates(utterances, sounds, corpus.labels)
     samples = {key: sound.samples for key, sound in sounds.items()}
     rates = {key: sound.rate for key, sound in sounds.items()}
     report = corpus_report(corpus, utterances, samples, rates, set(faces), faults)
     if left_out:
-        report["faces_left_out"] = (
-            f"left out, {left_out} faces: pictures that show more than a face need crop boxes or a detector"
-        )
+        report["faces_left_out"] = _left_out(left_out)
     lines = []
     for u in utterances:
         stored: dict[str, Any] = {}
@@ -113,12 +127,14 @@ def prepare(
         if u.key in faces:
             stored["faces"] = faces[u.key]
         lines.append(json.dumps({**entry_of(u, corpus.labels), **stored}, ensure_ascii=False))
-    manifest = ("\n".join(lines) + "\n").encode()
+    manifest = _encoded("\n".join(lines))
     write_bytes(out / "manifest.jsonl", manifest)
-    write_bytes(out / "report.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(out / "report.json", _encoded(json.dumps(report, indent=1, ensure_ascii=False)))
     face_options = face_store_options(detector)
     if faces:
         _write_sheet(out, utterances, corpus.labels, faces, face_options, seed)
+    else:
+        (out / "contact-sheet.png").unlink(missing_ok=True)  # of what was prepared here before
     header = {
         "format": FORMAT,
         "name": corpus.name,
@@ -128,8 +144,17 @@ def prepare(
         "faces": options_key(face_options) if faces else None,
         "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
     }
-    write_bytes(out / "corpus.json", (json.dumps(header, indent=1) + "\n").encode())
+    write_bytes(out / "corpus.json", _encoded(json.dumps(header, indent=1)))
     return Prepared(out, report, tuple(faults))
+
+
+def _left_out(count: int) -> str:
+    return f"left out, {count} faces: pictures that show more than a face need crop boxes or a detector"
+
+
+def _encoded(text: str) -> bytes:
+    """JSON in UTF-8; what a file name has of other bytes becomes the escape that JSON has for it."""
+    return (text + "\n").encode("utf-8", "backslashreplace")
 
 
 def in_order(

@@ -17,7 +17,7 @@ from .corpus import Classes, Utterance
 from .features import compute_features
 from .manifest import read_manifest
 from .prepare import FORMAT, feature_store, in_order
-from .store import Store
+from .store import Store, writing
 
 
 class PreparedCorpus:
@@ -36,9 +36,10 @@ class PreparedCorpus:
                 f"{folder}: expected a folder written by `avser-fast prepare`, which has corpus.json and "
                 f"manifest.jsonl, got {error}"
             ) from error
-        if header.get("format") != FORMAT:
+        version = header.get("format") if isinstance(header, dict) else None
+        if version != FORMAT:
             raise ValueError(
-                f"{folder}: expected a prepared corpus of format {FORMAT}, got {header.get('format')}; prepare it again"
+                f"{folder}: expected a prepared corpus of format {FORMAT}, got {version}; prepare it again"
             )
         self.manifest_sha256 = hashlib.sha256(manifest).hexdigest()
         if self.manifest_sha256 != header["manifest_sha256"]:
@@ -46,7 +47,7 @@ class PreparedCorpus:
         self.name: str = header["name"]
         self.labels: tuple[str, ...] = tuple(header["labels"])
         self.sampling_rate: int = header["sampling_rate"]
-        entries = [json.loads(line) for line in manifest.decode().splitlines()]
+        entries = [json.loads(line) for line in manifest.decode().split("\n") if line]
         of = {entry["key"]: entry for entry in entries}
         # The keys of arrays are no fields of a user's manifest: their faults are none.
         corpus = read_manifest(folder / "manifest.jsonl", Classes(self.labels))
@@ -55,6 +56,16 @@ class PreparedCorpus:
         self._face_keys: list[str | None] = [of[u.key].get("faces") for u in self.utterances]
         self._waveforms = Store(folder / "waveforms")
         self._faces = Store(folder / "faces" / header["faces"]) if header["faces"] else None
+        for what, keys, store in (
+            ("sound", self._waveform_keys, self._waveforms),
+            ("face", self._face_keys, self._faces),
+        ):
+            lost = [u.key for u, key in zip(self.utterances, keys) if key is not None and key not in (store or ())]
+            if lost:
+                raise ValueError(
+                    f"{folder}: expected the {what} of every utterance that has one, found none of {len(lost)} (the "
+                    f"first is {lost[0]}); prepare it again"
+                )
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -110,19 +121,17 @@ class PreparedCorpus:
         store = feature_store(self.folder, front_end, speed)
         keys = [key for key in self._waveform_keys if key is not None]
         new = [key for key in dict.fromkeys(keys) if key not in store]
-        with store, ThreadPoolExecutor(workers) as pool:
 
-            def work(key: str) -> np.ndarray:
-                return compute_features(self._waveforms[key], front_end, speed)
+        def work(key: str) -> np.ndarray:
+            return compute_features(self._waveforms[key], front_end, speed)
 
-            try:
-                for done, (key, values) in enumerate(in_order(pool, 4 * workers, work, new), start=1):
-                    store.add(key, values)
-                    if progress is not None:
-                        progress(done, len(new))
-            except OSError as error:
-                raise ValueError(
-                    f"{store.folder}: expected a folder that can be written, for features that are not there yet, got "
-                    f"an error ({error.strerror})"
-                ) from error
+        with (
+            writing(store.folder, ", for features that are not there yet"),
+            store,
+            ThreadPoolExecutor(workers) as pool,
+        ):
+            for done, (key, values) in enumerate(in_order(pool, 4 * workers, work, new), start=1):
+                store.add(key, values)
+                if progress is not None:
+                    progress(done, len(new))
         return [None if key is None else store[key] for key in self._waveform_keys]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from .features import SAMPLING_RATE
 #: Faults of one kind that the text shows; all of them stand in the JSON.
 _SHOWN = 5
 _SHOWN_SPEAKERS = 30
+#: What a key or a file name may hold and a terminal would obey.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def corpus_report(
@@ -31,12 +35,14 @@ def corpus_report(
     seconds = np.array([samples[u.key] / SAMPLING_RATE for u in utterances if u.key in samples])
     names = corpus.labels
 
-    def by_class(chosen: Sequence[Utterance]) -> dict[str, int]:
+    def by_class(chosen: Iterable[Utterance]) -> dict[str, int]:
         counted = Counter(u.label for u in chosen)
         return {name: counted[i] for i, name in enumerate(names)}
 
-    speakers = sorted({u.speaker for u in utterances})
-    sessions = sorted({u.session for u in utterances} - {""})
+    def by(group_of: Callable[[Utterance], str]) -> dict[str, dict[str, int]]:
+        ordered = sorted(utterances, key=group_of)
+        return {name: by_class(group) for name, group in groupby(ordered, key=group_of)}
+
     duration = (
         {
             "hours": round(float(seconds.sum()) / 3600, 4),
@@ -53,11 +59,11 @@ def corpus_report(
         "labels": list(names),
         "utterances": len(utterances),
         "by_class": by_class(utterances),
-        "by_speaker": {s: by_class([u for u in utterances if u.speaker == s]) for s in speakers},
-        "by_session": {s: by_class([u for u in utterances if u.session == s]) for s in sessions},
+        "by_speaker": by(lambda u: u.speaker),
+        "by_session": {name: counts for name, counts in by(lambda u: u.session).items() if name},
         "with_speech": len(samples),
         "with_face": len(faces),
-        "faces_by_class": by_class([u for u in utterances if u.key in faces]),
+        "faces_by_class": by_class(u for u in utterances if u.key in faces),
         "duration": duration,
         "seconds_by_class": {
             name: round(sum(samples[u.key] for u in utterances if u.label == i and u.key in samples) / SAMPLING_RATE, 2)
@@ -125,4 +131,4 @@ def report_text(report: Mapping[str, Any]) -> str:
         lines += [f"    {f['item']}: {f['message']}" for f in of_kind[:_SHOWN]]
         if len(of_kind) > _SHOWN:
             lines.append(f"    ... and {len(of_kind) - _SHOWN} more (report.json has all)")
-    return "\n".join(lines)
+    return "\n".join(_CONTROL.sub(lambda found: ascii(found[0])[1:-1], line) for line in lines)

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -21,7 +22,8 @@ import numpy as np
 from avser_fast.inference.weights import write_bytes
 
 #: A shard is written once this many bytes are waiting: what a writer holds at most, and what an interruption may cost.
-SHARD_BYTES = 16 << 20
+#: Each shard that is read holds a file descriptor, of which a process often has 1024: these are 64 GB.
+SHARD_BYTES = 32 << 20
 
 _DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "I16": np.dtype("<i2"), "F32": np.dtype("<f4")}
 _SUFFIX = ".safetensors"
@@ -32,6 +34,18 @@ _MAX_HEADER = 100 << 20  # what safetensors itself reads at most
 def options_key(options: Mapping[str, Any]) -> str:
     """A short name for what arrays were made with: equal for equal options, whatever their order."""
     return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def writing(folder: Path, what: str = "") -> Iterator[None]:
+    """A ValueError that names ``folder``, and for what it is written, instead of an OSError."""
+    try:
+        yield
+    except OSError as error:
+        of = f", {error.filename}" if error.filename else ""
+        raise ValueError(
+            f"{folder}: expected a folder that can be written{what}, got an error ({error.strerror or error}{of})"
+        ) from error
 
 
 class _Place(NamedTuple):
@@ -100,7 +114,7 @@ class Store:
         """
         held = self._held(key)
         if held is not None:
-            return held
+            return held.copy()
         place = self._places[key]
         pages = self._maps.get(place.shard)
         if pages is None:
@@ -122,7 +136,7 @@ class Store:
             return
         if array.dtype not in _DTYPES.values():
             raise TypeError(f"store: expected {', '.join(map(str, _DTYPES.values()))}, got {array.dtype}")
-        self._waiting[key] = np.ascontiguousarray(array)
+        self._waiting[key] = np.array(array, order="C")
         self._waiting_bytes += array.nbytes
         if note is not None:
             self.notes[key] = note
@@ -163,6 +177,9 @@ class Store:
 
     def keys(self) -> Iterator[str]:
         yield from {**self._places, **self._writing, **self._waiting}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}, "_writer": None}  # another process maps the files itself
 
     def __enter__(self) -> Store:
         self._writer = ThreadPoolExecutor(1)
