@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 WIDTH, HEIGHT, TALL = 420, 250, 350
-LEFT, RIGHT, TOP, BOTTOM = 50, 20, 30, 40
+LEFT, RIGHT, TOP, BOTTOM = 55, 20, 30, 40
 BINS = 120
 
 #: Colour k of light and of dark pages; more than eight classes begin again.
@@ -38,7 +38,7 @@ stroke-opacity:.75;stroke-linejoin:round}
 .circles{fill:none;stroke:currentColor;stroke-width:6;stroke-linecap:round;opacity:.7}
 .triangles,.square{fill:currentColor;opacity:.7}
 """
-    + "@media (max-width:40rem){svg.chart{font-size:13.5px}}\n"
+    + "@media (max-width:40rem){svg.chart{font-size:13px}}\n"
     + "".join(f".c{k}{{color:var(--c{k})}}\n" for k in range(len(LIGHT)))
 )
 

@@ -331,7 +331,7 @@ def _results(evaluations: Sequence[dict[str, Any]]) -> str:
         parts.append(f"<h4>Confusion matrices{', seeds added up' if len(seeds) > 1 else ''}</h4>")
         parts.append("<p>Rows are the truth, columns the answer: percent of the row above, utterances below.</p>")
         matrices = [_matrix(_model(name), entry["confusion"], summary["labels"]) for name, entry in models.items()]
-        parts.append(f'<div class="figures">{"".join(matrices)}</div>')
+        parts.append(f'<div class="matrices">{"".join(matrices)}</div>')
     return "".join(parts)
 
 
@@ -548,12 +548,14 @@ a{color:var(--c0)}
 color:var(--ink);max-width:none}
 .banner strong{color:var(--warn)}
 .missing{color:var(--soft);font-style:italic}
-.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(10.5rem,1fr));gap:.7rem;margin:1rem 0}
+.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(12rem,1fr));gap:.7rem;margin:1rem 0}
 .tiles div{background:var(--panel);border-radius:.4rem;padding:.6rem .65rem}
 .tiles dt{font-size:.85rem;color:var(--soft)}
 .tiles dd{margin:0;font-size:.85rem;font-variant-numeric:tabular-nums}
 .tiles dt+dd{font-size:1.05rem;font-weight:600}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,26rem),1fr));gap:1.6rem 2rem;margin:.8rem 0}
+.matrices{display:flex;flex-wrap:wrap;gap:1.2rem 2.5rem}
+.matrices figure{max-width:100%}
 figure{margin:0;min-width:0;max-width:36rem;break-inside:avoid}
 figcaption{font-weight:600;font-size:.95rem;margin-bottom:.2rem}
 figure>p{font-size:.85rem;color:var(--soft);margin:.25rem 0 0}
@@ -573,7 +575,8 @@ tr{break-inside:avoid}
 font-weight:400}
 .matrix thead th{white-space:normal}
 .matrix tbody th{text-align:right;color:var(--soft)}
-.matrix thead td{font-size:.75rem;color:var(--soft);min-width:0}
+.matrix thead td{font-size:.75rem;color:var(--soft);min-width:0;vertical-align:bottom}
+.matrix tr>:first-child{position:sticky;left:0;background:var(--page)}
 .matrix tbody td{background:rgba(var(--heat),var(--a));line-height:1.25;
 print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .matrix small{display:block;font-size:.75rem}
@@ -582,7 +585,8 @@ print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .values td{overflow-wrap:anywhere;white-space:normal}
 .warnings{padding-left:1.1rem;max-width:46rem}
 .warnings b{color:var(--warn)}
-@media (max-width:40rem){table{font-size:.82rem}td.n,th.n{padding-left:.6rem}
+@media (max-width:40rem){table{font-size:.82rem}th,td{padding-right:.4rem}
+td.n,th.n{padding-left:.45rem}.tiles{grid-template-columns:1fr 1fr}
 .matrix th,.matrix td{min-width:2.9rem;padding:.3rem .2rem}.matrix thead th{font-size:.75rem}}
 @media print{body{max-width:none;padding:0;font-size:11pt}nav{display:none}.wide{overflow:visible}table{font-size:8.5pt}
 
