@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .errors import AvserError, BackendError, ConfigError, InputError, ModelError
     from .inference.recognizer import Recognizer, infer, load
     from .inference.result import EmotionResult, Segment
-    from .inference.weights import read_model, write_model
+    from .inference.weights import read_model, write_avre, write_model, write_system
     from .info import build_info, doctor
 
 __all__ = [
@@ -30,6 +30,8 @@ __all__ = [
     # model files
     "read_model",
     "write_model",
+    "write_avre",
+    "write_system",
     "import_av4ser",
     # what was built, what runs
     "build_info",
@@ -54,7 +56,7 @@ __all__ = [
 _HOMES = {
     "inference.recognizer": ("infer", "load", "Recognizer"),
     "inference.result": ("EmotionResult", "Segment"),
-    "inference.weights": ("read_model", "write_model"),
+    "inference.weights": ("read_model", "write_model", "write_avre", "write_system"),
     "av4ser": ("import_av4ser",),
     "info": ("build_info", "doctor"),
     "errors": ("AvserError", "InputError", "ModelError", "ConfigError", "BackendError"),

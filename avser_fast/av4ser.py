@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from .inference.weights import Spec
+
 
 def _block(m: re.Match[str]) -> str:
     """Two blocks per ResNet layer, numbered through."""
@@ -226,17 +228,18 @@ def import_av4ser(
     """Convert published checkpoints into model files; no code of theirs runs.
 
     mdscm: ``MDSCM.pth``; avdal: ``AVDAL.pth`` (ResNet-18) or ``Domain_MDSCM.pth`` (MDSCM body); fusion: ``FF.pth``;
-    each a
-    path or a dict of arrays.  ``out`` is the file to write when one checkpoint is given, else a folder that receives
-    ``mdscm.safetensors``, ``avdal.safetensors``, ``fusion.safetensors``.  Returns the written paths by argument name.
+    each a path or a dict of arrays.  ``out`` is the file to write when one checkpoint is given, else a folder that
+    receives ``mdscm.safetensors``, ``avdal.safetensors``, ``fusion.safetensors`` and, where all three are given,
+    ``system.safetensors``, the three in one.  Returns the written paths by argument name, the last as ``system``.
 
-    An imported MDSCM carries the published front end and clip rule; ``labels`` are the names of its classes.  Raises
-    ModelError, one sentence naming the argument, for anything that is not the checkpoint it should be; nothing is
-    written then.
+    What scores speech (``avser_fast.load``) carries the published front end and clip rule; ``labels`` are the names of
+    the classes.  An encoder of ResNet-18, which takes any number of bands, gets ``mel_bands``, else those of the MDSCM
+    beside it, else 40.  Raises ModelError, one sentence naming the argument, for anything that is not the checkpoint it
+    should be, ConfigError for labels or networks that do not fit; nothing is written then.
     """
     import dataclasses
 
-    from .inference.weights import write_model, write_tensors
+    from .inference.weights import write_avre, write_model, write_system, write_tensors
 
     given = {
         name: source for name, source in (("mdscm", mdscm), ("avdal", avdal), ("fusion", fusion)) if source is not None
@@ -250,26 +253,46 @@ def import_av4ser(
         if kind not in kinds[name]:
             raise ModelError(f"{name}=: expected a checkpoint of kind {' or '.join(kinds[name])}, got {kind}")
         loaded[name] = module
+    # Every specification is made before anything is written, because it is what can be refused.
+    clip_rule = config.ClipRule()
+    specs: dict[str, Spec] = {}
+    if "mdscm" in loaded:
+        network: config.MDSCM = loaded["mdscm"].network  # type: ignore[assignment]
+        speech_end = config.FrontEnd(mel_bands=network.mel_bands, channels=network.in_channels)
+        specs["mdscm"] = config.ModelSpec(tuple(labels), speech_end, clip_rule, network)
+    if "avdal" in loaded:
+        encoder: config.AVRE = loaded["avdal"].encoder  # type: ignore[assignment]
+        bands = encoder.mdscm.mel_bands if encoder.body == "mdscm" else mel_bands
+        bands = bands or (network.mel_bands if "mdscm" in loaded else 40)
+        front_end = config.FrontEnd(mel_bands=bands, channels=encoder.in_channels)
+        specs["avdal"] = config.EncoderSpec(tuple(labels), front_end, clip_rule, encoder)
+    if len(loaded) == 3:
+        settings: config.Fusion = loaded["fusion"].fusion  # type: ignore[assignment]
+        specs["system"] = config.SystemSpec(tuple(labels), speech_end, clip_rule, network, encoder, settings)
+    states = {
+        name: {
+            key: value.float() if value.is_floating_point() else value
+            for key, value in module.state_dict().items()
+            if not key.endswith("num_batches_tracked")
+        }
+        for name, module in loaded.items()
+    }
     target = Path(out)
     several = len(loaded) > 1
     if several:
         target.mkdir(parents=True, exist_ok=True)
     card = {"source": "converted from a published AV4SER checkpoint", "metrics": None}
-    written = {}
-    for name, module in loaded.items():
-        path = target / f"{name}.safetensors" if several else target
-        state = {
-            key: value.float() if value.is_floating_point() else value
-            for key, value in module.state_dict().items()
-            if not key.endswith("num_batches_tracked")
-        }
-        if name == "mdscm":
-            network: config.MDSCM = module.network  # type: ignore[assignment]
-            front_end = config.FrontEnd(mel_bands=network.mel_bands, channels=network.in_channels)
-            spec = config.ModelSpec(tuple(labels), front_end, config.ClipRule(), network)
-            write_model(path, spec, state, card)
+    written = {name: target / f"{name}.safetensors" if several else target for name in (*loaded, *specs)}
+    for name, path in written.items():
+        spec = specs.get(name)
+        if isinstance(spec, config.ModelSpec):
+            write_model(path, spec, states[name], card)
+        elif isinstance(spec, config.EncoderSpec):
+            write_avre(path, spec, states[name], card)
+        elif isinstance(spec, config.SystemSpec):
+            all_three = {**card, "source": "converted from published AV4SER checkpoints: " + ", ".join(spec.networks)}
+            write_system(path, spec, states["mdscm"], states["avdal"], states["fusion"], all_three)
         else:
-            kind, settings = ("avre", module.encoder) if name == "avdal" else ("fusion", module.fusion)
-            write_tensors(path, {"kind": kind, kind: dataclasses.asdict(settings), "card": card}, state)  # type: ignore[call-overload]
-        written[name] = path
+            described = dataclasses.asdict(loaded[name].fusion)  # type: ignore[call-overload]
+            write_tensors(path, {"kind": "fusion", "fusion": described, "card": card}, states[name])
     return written

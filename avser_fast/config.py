@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from .errors import ConfigError
 
@@ -48,6 +48,10 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "str": ("a string", lambda v: isinstance(v, str)),
     "tuple[int, ...]": ("a list of whole numbers", lambda v: isinstance(v, (list, tuple)) and all(map(_whole, v))),
     "tuple[float, ...]": ("a list of finite numbers", lambda v: isinstance(v, (list, tuple)) and all(map(_number, v))),
+    "tuple[int, ...] | None": (
+        "a list of whole numbers or null",
+        lambda v: v is None or (isinstance(v, (list, tuple)) and all(map(_whole, v))),
+    ),
 }
 
 
@@ -268,7 +272,7 @@ class AVRE:
         _require(self.classes >= 1, "classes", "at least 1", self.classes)
         if self.domain_hidden is None:
             object.__setattr__(self, "domain_hidden", (50, 20) if self.body == "resnet18" else (128, 20))
-        if isinstance(self.mdscm, Mapping):
+        if not isinstance(self.mdscm, MDSCM):
             object.__setattr__(self, "mdscm", _from_dict(MDSCM, self.mdscm, "mdscm"))
         if self.body == "mdscm":
             for name in ("in_channels", "classes"):
@@ -296,9 +300,41 @@ class Fusion:
         _require(0 <= self.feature_weight <= 1, "feature_weight", "0..1", self.feature_weight)
 
 
+_Spec = TypeVar("_Spec", bound="ModelSpec | EncoderSpec | SystemSpec")
+
+
+def _check_labels(labels: tuple[str, ...], classes: int) -> None:
+    _require(len(labels) == classes, "labels", f"{classes} names", labels)
+    _require(len(set(labels)) == len(labels), "labels", "distinct names", labels)
+
+
+def _check_clips(front: FrontEnd, clip: ClipRule, net: MDSCM) -> None:
+    _require(front.mel_bands == net.mel_bands, "front_end.mel_bands", f"{net.mel_bands}", front.mel_bands)
+    _require(clip.clip_frames == net.clip_frames, "clip_rule.clip_frames", f"{net.clip_frames}", clip.clip_frames)
+
+
+def _spec_from_dict(cls: type[_Spec], data: Mapping[str, Any]) -> _Spec:
+    """Unknown keys and impossible values raise ConfigError."""
+    _require(isinstance(data, Mapping), "model", "a mapping", data)
+    parts = {"front_end": FrontEnd, "clip_rule": ClipRule, "network": MDSCM, "encoder": AVRE, "fusion": Fusion}
+    names = [f.name for f in dataclasses.fields(cls)]
+    unknown = sorted(set(data) - set(names))
+    _require(not unknown, "model", f"only {', '.join(names)}", ", ".join(unknown))
+    labels = data.get("labels", ModelSpec.labels)
+    named = isinstance(labels, (list, tuple)) and all(isinstance(label, str) for label in labels)
+    _require(named, "labels", "a list of names", labels)
+    try:
+        built = {name: _from_dict(parts[name], data[name], name) for name in names if name in parts and name in data}
+        return cls(labels=tuple(labels), **built)
+    except TypeError as error:
+        raise ConfigError(f"model: a value has the wrong type ({error})") from error
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Everything needed to score speech with an MDSCM: labels, front end, clip rule, network."""
+
+    kind: ClassVar[str] = "mdscm"
 
     labels: tuple[str, ...] = ("ang", "hap", "neu", "sad")
     front_end: FrontEnd = field(default_factory=FrontEnd)
@@ -306,12 +342,20 @@ class ModelSpec:
     network: MDSCM = field(default_factory=MDSCM)
 
     def __post_init__(self) -> None:
-        front, clip, net = self.front_end, self.clip_rule, self.network
-        _require(len(self.labels) == net.classes, "labels", f"{net.classes} names", self.labels)
-        _require(len(set(self.labels)) == len(self.labels), "labels", "distinct names", self.labels)
-        _require(front.mel_bands == net.mel_bands, "front_end.mel_bands", f"{net.mel_bands}", front.mel_bands)
-        _require(front.channels == net.in_channels, "front_end.channels", f"{net.in_channels}", front.channels)
-        _require(clip.clip_frames == net.clip_frames, "clip_rule.clip_frames", f"{net.clip_frames}", clip.clip_frames)
+        _check_labels(self.labels, self.network.classes)
+        channels = self.network.in_channels
+        _require(self.front_end.channels == channels, "front_end.channels", f"{channels}", self.front_end.channels)
+        _check_clips(self.front_end, self.clip_rule, self.network)
+
+    @property
+    def features(self) -> int:
+        """Width of a clip feature."""
+        return self.network.features
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the networks that run."""
+        return ("mdscm",)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able form, written into the header of a model file."""
@@ -320,18 +364,95 @@ class ModelSpec:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ModelSpec:
         """Inverse of ``to_dict``; unknown keys and impossible values raise ConfigError."""
-        _require(isinstance(data, Mapping), "model", "a mapping", data)
-        parts = {"front_end": FrontEnd, "clip_rule": ClipRule, "network": MDSCM}
-        unknown = sorted(set(data) - set(parts) - {"labels"})
-        _require(not unknown, "model", "only labels, front_end, clip_rule, network", ", ".join(unknown))
-        labels = data.get("labels", ModelSpec.labels)
-        named = isinstance(labels, (list, tuple)) and all(isinstance(label, str) for label in labels)
-        _require(named, "labels", "a list of names", labels)
-        try:
-            built = {name: _from_dict(cls, data[name], name) for name, cls in parts.items() if name in data}
-            return ModelSpec(labels=tuple(labels), **built)
-        except TypeError as error:
-            raise ConfigError(f"model: a value has the wrong type ({error})") from error
+        return _spec_from_dict(ModelSpec, data)
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """Everything needed to score speech with an audio-visual encoder alone: labels, front end, clip rule, encoder."""
+
+    kind: ClassVar[str] = "avre"
+
+    labels: tuple[str, ...] = ("ang", "hap", "neu", "sad")
+    front_end: FrontEnd = field(default_factory=FrontEnd)
+    clip_rule: ClipRule = field(default_factory=ClipRule)
+    encoder: AVRE = field(default_factory=AVRE)
+
+    def __post_init__(self) -> None:
+        _check_labels(self.labels, self.encoder.classes)
+        channels = self.encoder.in_channels
+        _require(self.front_end.channels == channels, "front_end.channels", f"{channels}", self.front_end.channels)
+        if self.encoder.body == "mdscm":
+            _check_clips(self.front_end, self.clip_rule, self.encoder.mdscm)
+
+    @property
+    def features(self) -> int:
+        """Width of a clip feature."""
+        return self.encoder.features
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the networks that run."""
+        return (f"avre-{self.encoder.body}",)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able form."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> EncoderSpec:
+        """Inverse of ``to_dict``; unknown keys and impossible values raise ConfigError."""
+        return _spec_from_dict(EncoderSpec, data)
+
+
+@dataclass(frozen=True)
+class SystemSpec:
+    """Everything needed to score speech with the whole system: labels, front end, clip rule, MDSCM, audio-visual
+    encoder, fusion.
+
+    Both networks see the same clips; an encoder of fewer channels than the front end has takes the first ones (one:
+    the static features).
+    """
+
+    kind: ClassVar[str] = "system"
+
+    labels: tuple[str, ...] = ("ang", "hap", "neu", "sad")
+    front_end: FrontEnd = field(default_factory=FrontEnd)
+    clip_rule: ClipRule = field(default_factory=ClipRule)
+    network: MDSCM = field(default_factory=MDSCM)
+    encoder: AVRE = field(default_factory=AVRE)
+    fusion: Fusion = field(default_factory=Fusion)
+
+    def __post_init__(self) -> None:
+        speech = ModelSpec(self.labels, self.front_end, self.clip_rule, self.network)
+        encoder, fusion = self.encoder, self.fusion
+        channels = speech.front_end.channels
+        _require(encoder.in_channels <= channels, "encoder.in_channels", f"1..{channels}", encoder.in_channels)
+        if encoder.body == "mdscm":
+            _check_clips(self.front_end, self.clip_rule, encoder.mdscm)
+        for name, part in (("encoder", encoder), ("fusion", fusion)):
+            _require(part.classes == len(self.labels), f"{name}.classes", f"{len(self.labels)}", part.classes)
+        width = self.network.features + encoder.features
+        _require(fusion.features == width, "fusion.features", f"{width}, those of both networks", fusion.features)
+
+    @property
+    def features(self) -> int:
+        """Width of a clip feature: f_s, then f_v."""
+        return self.fusion.features
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the networks that run."""
+        return "mdscm", f"avre-{self.encoder.body}", "fusion"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able form, written into the header of a model file."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> SystemSpec:
+        """Inverse of ``to_dict``; unknown keys and impossible values raise ConfigError."""
+        return _spec_from_dict(SystemSpec, data)
 
 
 #: Named members of the family.  The shipped default model carries its own ModelSpec in its file.

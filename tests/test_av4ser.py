@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import avser_fast
+from avser_fast import reference
 from avser_fast.av4ser import checkpoint_kind, load_av4ser
-from avser_fast.errors import ModelError
+from avser_fast.errors import ConfigError, ModelError
 from avser_fast.inference.weights import read_tensors
 from avser_fast.testing import assert_close
 
@@ -59,7 +60,52 @@ def test_several_checkpoints_go_into_a_folder(tmp_path: Path) -> None:
     }
     written = avser_fast.import_av4ser(**states, out=tmp_path / "all")
     assert sorted(p.name for p in (tmp_path / "all").iterdir()) == sorted(p.name for p in written.values())
-    assert sorted(written) == ["avdal", "fusion", "mdscm"]
+    assert sorted(written) == ["avdal", "fusion", "mdscm", "system"]
+    two = avser_fast.import_av4ser(mdscm=states["mdscm"], fusion=states["fusion"], out=tmp_path / "two")
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["fusion.safetensors", "mdscm.safetensors"]
+    assert sorted(two) == ["fusion", "mdscm"]
+
+
+@pytest.mark.parametrize("backend", ["engine", "reference"])
+def test_the_imported_system_is_the_published_one(tmp_path: Path, emodb: Path, backend: str) -> None:
+    """Each network on the inputs that its expected outputs are of: the golden data has no clips that all three saw."""
+    cases = ("mdscm_w40", "avre_resnet18_c1", "fusion_lstm")
+    states = {ARGUMENT[name]: float32(golden.case(name)[0]) for name in cases}
+    written = avser_fast.import_av4ser(**states, out=tmp_path)
+    recognizer = avser_fast.load(written["system"], backend=backend)
+    assert recognizer.info()["networks"] == ["mdscm", "avre-resnet18", "fusion"]
+    assert recognizer.card["source"] == "converted from published AV4SER checkpoints: mdscm, avre-resnet18, fusion"
+    (speech, faces, (features, scores)) = (golden.case(name)[1] for name in cases)
+    (mdscm, avre, fused) = (golden.case(name)[2] for name in cases)
+    assert_close(recognizer.forward(speech[0].astype(np.float32))[1][..., :768], mdscm[1], 1e-5, "f_s")
+    assert_close(recognizer.forward(faces[0].astype(np.float32))[1][..., 768:], avre[2], 1e-5, "f_v")
+    for i, logits in enumerate(fused[0]):
+        vote = recognizer._backend.vote(scores[i].astype(np.float32), features[i].astype(np.float32))
+        assert_close(vote, logits, 1e-5, "fused")
+    # All three on the same clips, in float64.
+    modules = [load_av4ser(golden.case(name)[0])[1] for name in cases]
+    clips = torch.from_numpy(speech[0])
+    with torch.inference_mode():
+        one, other = modules[0](clips), modules[1](clips)
+        joined = reference.fuse_inputs(one.features, other.features, one.clip_logits, other.clip_logits)
+        expected = modules[2](*joined).fused.softmax(-1), *joined
+    for output, truth in zip(recognizer.forward(speech[0].astype(np.float32)), expected, strict=True):
+        assert_close(output, truth, 1e-5)
+    # The networks alone say what their own files say.
+    assert recognizer.infer([emodb / "03a01Fa.flac"])[0].label in ("ang", "hap", "neu", "sad")
+    encoder = avser_fast.load(written["avdal"], backend=backend)
+    for output, truth in zip(encoder.forward(faces[0].astype(np.float32)), (None, *avre[2:]), strict=True):
+        if truth is not None:
+            assert_close(output, truth, 1e-5)
+
+
+def test_three_checkpoints_that_are_no_system_are_refused(tmp_path: Path) -> None:
+    states = {ARGUMENT[n]: float32(golden.case(n)[0]) for n in ("mdscm_w40", "mdscm_domain_w40", "fusion_lstm")}
+    with pytest.raises(ConfigError, match=r"fusion\.features: expected 1536, those of both networks, got 1280"):
+        avser_fast.import_av4ser(**states, out=tmp_path / "out")
+    with pytest.raises(ConfigError, match="labels: expected 4 names"):
+        avser_fast.import_av4ser(avdal=states["avdal"], labels=("a", "b"), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 class Bomb:

@@ -142,7 +142,7 @@ def test_writing_refuses_what_reading_would(tmp_path: Path) -> None:
         write_model(path, SPEC, random_tensors(SMALL), {"ua": object()})
     with pytest.raises(ModelError, match=r"'x': expected floats or integers, got <U1"):
         write_tensors(path, {"kind": "fusion"}, {"x": np.array(["a"])})
-    with pytest.raises(ModelError, match=r"expected header\['kind'\] to be mdscm, avre, fusion, got 'svm'"):
+    with pytest.raises(ModelError, match=r"expected header\['kind'\] to be mdscm, avre, fusion, system, got 'svm'"):
         write_tensors(path, {"kind": "svm"}, {})
     assert not path.exists()
 
@@ -284,24 +284,24 @@ def test_a_pickle_is_refused_and_never_run(tmp_path: Path, name: str, how: str |
 
 def test_newer_and_impossible_formats(model: Path) -> None:
     header, tensors = read_tensors(model)
-    save_file(tensors, model, metadata={"avser_fast": json.dumps({**header, "format": 3})})
-    assert "is of format 3, this version of avser_fast reads up to 2; update avser_fast" in sentence(model)
+    save_file(tensors, model, metadata={"avser_fast": json.dumps({**header, "format": 4})})
+    assert "is of format 4, this version of avser_fast reads up to 3; update avser_fast" in sentence(model)
     for wrong in (None, "1", True, 0, 1.5):
         save_file({}, model, metadata={"avser_fast": json.dumps({"format": wrong, "kind": "mdscm"})})
-        assert f"expected the header's format to be 1..2, got {wrong!r}" in sentence(model)
+        assert f"expected the header's format to be 1..3, got {wrong!r}" in sentence(model)
 
 
 def test_other_kinds_are_read_but_do_not_score(tmp_path: Path) -> None:
     path = tmp_path / "fusion.safetensors"
     tensors = {"w": np.arange(6, dtype=np.float64).reshape(2, 3), "steps": np.array(7, np.int64)}
-    for kind in ("avre", "fusion"):
-        write_tensors(path, {"kind": kind, "spec": {"a": 1}}, tensors)
+    for kind, got in (("avre", "one without a spec"), ("fusion", "a model of kind 'fusion'")):
+        write_tensors(path, {"kind": kind, kind: {"a": 1}}, tensors)
         header, back = read_tensors(path)
-        assert header == {"kind": kind, "spec": {"a": 1}, "format": 1}
+        assert header == {"kind": kind, kind: {"a": 1}, "format": 1}
         assert all(np.array_equal(back[k], v) and back[k].shape == v.shape for k, v in tensors.items())
-        assert f"expected an MDSCM, which scores speech by itself, got a model of kind '{kind}'" in sentence(path)
+        assert f", got {got}" in sentence(path)
     save_file({}, path, metadata={"avser_fast": '{"format": 1, "kind": "svm"}'})
-    assert "expected the header's kind to be mdscm, avre, fusion, got 'svm'" in sentence(path)
+    assert "expected the header's kind to be mdscm, avre, fusion, system, got 'svm'" in sentence(path)
 
 
 def test_spec_and_tensors_must_fit(model: Path) -> None:

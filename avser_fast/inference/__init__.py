@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .recognizer import Recognizer, infer, load
 from .result import EmotionResult, Segment
-from .weights import read_model, read_tensors, write_model, write_tensors
+from .weights import read_model, read_tensors, write_avre, write_model, write_system, write_tensors
 
 __all__ = [
     "EmotionResult",
@@ -14,6 +14,8 @@ __all__ = [
     "load",
     "read_model",
     "read_tensors",
+    "write_avre",
     "write_model",
+    "write_system",
     "write_tensors",
 ]

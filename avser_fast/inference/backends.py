@@ -1,12 +1,13 @@
-"""What can run a model: the engine without torch, and the torch reference.  Both offer the same five calls."""
+"""What can run a model: the engine without torch, and the torch reference.  Both offer the same six calls."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -16,8 +17,11 @@ from .. import config
 from ..errors import BackendError, ModelError
 from ..precision import PRECISIONS, automatic
 from . import features as front_end
+from .weights import PARTS, Spec
 
 MAX_THREADS = 1024
+#: Clips (N, C, W, M) to their features (N, D) and logits (N, K).
+Clipwise = Callable[[np.ndarray], "tuple[np.ndarray, np.ndarray]"]
 
 
 class Backend(Protocol):
@@ -35,11 +39,30 @@ class Backend(Protocol):
     def score(
         self, utterances: Sequence[np.ndarray], at_once: int, features: bool
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]: ...
+    def vote(self, clip_logits: np.ndarray, features: np.ndarray) -> np.ndarray: ...
     def info(self) -> dict[str, Any]: ...
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def _parts(tensors: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """The tensors of a system by network."""
+    return [{k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)} for p in PARTS]
+
+
+def _join(found: Sequence[Any], concatenate: Any, maximum: Any) -> tuple[Any, Any]:
+    """Features side by side and the larger logits of the networks' answers for the same clips."""
+    (features, logits), *others = found
+    for more, other in others:
+        features, logits = concatenate((features, more), -1), maximum(logits, other)
+    return features, logits
+
+
 def make_backend(
-    spec: config.ModelSpec,
+    spec: Spec,
     tensors: Mapping[str, np.ndarray],
     *,
     device: str,
@@ -73,18 +96,26 @@ def make_backend(
                 f"threads: expected None with backend 'reference', which runs in torch's own pool, got {threads}"
             )
         return Reference(spec, tensors, device if cuda else "cpu")
+    if precision == "int8" and not isinstance(spec, config.ModelSpec):
+        raise BackendError(
+            f"precision 'int8': expected a model of kind 'mdscm', got one of kind {spec.kind!r}, which runs in float32 "
+            "and bf16"
+        )
     return Engine(spec, tensors, threads, precision, card or {}, calibration)
 
 
 class Engine:
-    """``avser_fast._engine`` on the CPU; ``calibration`` are the ranges of int8, which the other precisions ignore."""
+    """``avser_fast._engine`` on the CPU; ``calibration`` are the ranges of int8, which the other precisions ignore.
+
+    The fusion is float32 in every precision.
+    """
 
     name = "engine"
     device = "cpu"
 
     def __init__(
         self,
-        spec: config.ModelSpec,
+        spec: Spec,
         tensors: Mapping[str, np.ndarray],
         threads: int | None,
         precision: str,
@@ -98,7 +129,11 @@ class Engine:
             self.isa = module.cpu_isa()  # says so now when AVSER_FAST_CPU_ISA asks for what is not there
         except (RuntimeError, ValueError) as error:
             raise BackendError(f"backend 'engine': {error}") from error
-        self.precision, self.reason = automatic(card, self.isa) if precision == "auto" else (precision, "asked for")
+        self.precision, self.reason = precision, "asked for"
+        if precision == "auto" and isinstance(spec, config.ModelSpec):
+            self.precision, self.reason = automatic(card, self.isa)
+        elif precision == "auto":
+            self.precision, self.reason = "float32", f"auto: a model of kind {spec.kind!r} is float32 unless asked"
         self.ran = self.name if self.precision == "float32" else f"{self.name}/{self.precision}"
         ranges = None
         if self.precision == "int8":
@@ -108,12 +143,69 @@ class Engine:
                     "with `avser-fast convert MODEL --precision int8 --calibrate DIR`"
                 )
             ranges = dict(calibration)
+        self._mdscm_only = isinstance(spec, config.ModelSpec)
+        self._fusion: Any = None
+        self._networks: list[Clipwise] = []
         try:
-            self._engine = module.Engine(
-                json.dumps(spec.to_dict()), dict(tensors), precision=self.precision, calibration=ranges
-            )
+            if isinstance(spec, config.ModelSpec):
+                self._add_mdscm(spec.network, tensors, ranges)
+            elif isinstance(spec, config.EncoderSpec):
+                self._add_encoder(spec, tensors)
+            else:
+                speech, encoder, fusion = _parts(tensors)
+                self._add_mdscm(spec.network, speech)
+                self._add_encoder(spec, encoder)
+                self._fusion = module.Fusion(fusion, **dataclasses.asdict(spec.fusion))
         except (ValueError, TypeError, KeyError, MemoryError) as error:
             raise ModelError(f"backend 'engine': the model cannot be packed ({error})") from error
+
+    def _add_mdscm(
+        self, network: config.MDSCM, tensors: Mapping[str, np.ndarray], ranges: dict[str, np.ndarray] | None = None
+    ) -> None:
+        described, threads = json.dumps({"network": dataclasses.asdict(network)}), self.threads
+        engine = self._engine = self._module.Engine(
+            described, dict(tensors), precision=self.precision, calibration=ranges
+        )
+
+        def run(clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            clips = np.ascontiguousarray(clips[:, : network.in_channels])
+            _, features, logits = engine.forward(clips[None], None, threads)
+            return features[0], logits[0]
+
+        self._networks.append(run)
+
+    def _add_encoder(self, spec: config.EncoderSpec | config.SystemSpec, tensors: Mapping[str, np.ndarray]) -> None:
+        encoder, threads = spec.encoder, self.threads
+        if encoder.body == "mdscm":
+            self._add_mdscm(encoder.mdscm, tensors)
+            return
+        resnet = self._module.ResNet18(
+            dict(tensors), in_channels=encoder.in_channels, classes=encoder.classes, precision=self.precision
+        )
+        # A clip of padding alone, of which a short utterance has many under the published rule, is computed once.
+        shape = (1, 1, encoder.in_channels, spec.clip_rule.clip_frames, spec.front_end.mel_bands)
+        _, padding_features, padding_logits = resnet.forward(np.zeros(shape, np.float32))
+
+        def run(clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            clips = clips[:, : encoder.in_channels]
+            heard = clips.any((1, 2, 3))
+            features, logits = (np.repeat(x[0], len(clips), 0) for x in (padding_features, padding_logits))
+            if heard.any():
+                _, found, found_logits = resnet.forward(np.ascontiguousarray(clips[heard])[None], None, threads)
+                features[heard], logits[heard] = found[0], found_logits[0]
+            return features, logits
+
+        self._networks.append(run)
+
+    def _clip_outputs(self, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return _join([network(clips) for network in self._networks], np.concatenate, np.maximum)
+
+    def vote(self, clip_logits: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """(L, K) logits and (L, D) features of an utterance's clips to its logits (K,) in float64."""
+        if self._fusion is None:
+            return np.asarray(clip_logits.astype(np.float64).mean(0))
+        fused, _, _ = self._fusion.forward(features[None], clip_logits[None], self.threads)
+        return np.asarray(fused[0].astype(np.float64))
 
     def resample(self, samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
         return front_end.resample(samples, from_rate, to_rate)
@@ -125,10 +217,21 @@ class Engine:
         return front_end.clips_and_table(values, rule)
 
     def forward(self, clips: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        probabilities, features, clip_logits = self._engine.forward(
-            np.ascontiguousarray(clips), None if valid is None else np.ascontiguousarray(valid), self.threads
+        if self._mdscm_only:
+            votes = None if valid is None else np.ascontiguousarray(valid)
+            probabilities, features, clip_logits = self._engine.forward(
+                np.ascontiguousarray(clips), votes, self.threads
+            )
+            return probabilities, features, clip_logits
+        batch, count = clips.shape[:2]
+        features, clip_logits = (
+            part.reshape(batch, count, -1) for part in self._clip_outputs(clips.reshape(-1, *clips.shape[2:]))
         )
-        return probabilities, features, clip_logits
+        rows = []
+        for i in range(batch):
+            voting = slice(None) if valid is None else valid[i]
+            rows.append(softmax(self.vote(clip_logits[i][voting], features[i][voting])).astype(np.float32))
+        return np.stack(rows), features, clip_logits
 
     def calibrate(self, clips: np.ndarray) -> dict[str, np.ndarray]:
         """Lowest and highest value, (2, channels), of all that int8 rounds on clips (L, C, W, M); float32 only."""
@@ -146,10 +249,10 @@ class Engine:
         clips = utterances[0] if len(utterances) == 1 else np.concatenate(utterances)
         logits, found = [], []
         for begin in range(0, len(clips), at_once):
-            _, part_features, part_logits = self.forward(clips[None, begin : begin + at_once], None)
-            logits.append(part_logits[0])
+            part_features, part_logits = self._clip_outputs(clips[begin : begin + at_once])
+            logits.append(part_logits)
             if features:
-                found.append(part_features[0])
+                found.append(part_features)
         joined = np.concatenate(logits)
         joined_features = np.concatenate(found) if features else joined
         for end, count in zip(ends, counts):
@@ -168,12 +271,12 @@ class Engine:
 
 
 class Reference:
-    """``avser_fast.nn.MDSCM`` in torch, one utterance at a time, because torch's kernels change with the batch."""
+    """``avser_fast.nn`` in torch, one utterance at a time, because torch's kernels change with the batch."""
 
     name = ran = "reference"
     precision = "float32"
 
-    def __init__(self, spec: config.ModelSpec, tensors: Mapping[str, np.ndarray], device: str) -> None:
+    def __init__(self, spec: Spec, tensors: Mapping[str, np.ndarray], device: str) -> None:
         try:
             import torch
         except ImportError as error:
@@ -189,15 +292,28 @@ class Reference:
             device = f"cuda:{index}"
         self.device = device
         self._torch = torch
+        parts = _parts(tensors) if isinstance(spec, config.SystemSpec) else [tensors] * 3
+        self._mdscm: nn.MDSCM | None = None
+        self._encoder: nn.AVRE | None = None
+        self._fusion: nn.Fusion | None = None
         with torch.device("meta"):  # no random numbers are drawn for weights that are replaced
-            network = nn.MDSCM(spec.network, backend="reference")
-        network = network.to_empty(device="cpu")
-        state = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
-        for name in network.state_dict():
-            if name.endswith(".num_batches_tracked"):
-                state.setdefault(name, torch.zeros((), dtype=torch.int64))
-        network.load_state_dict(state)
-        self._network = network.eval().requires_grad_(False).to(device)
+            if not isinstance(spec, config.EncoderSpec):
+                self._mdscm = nn.MDSCM(spec.network, backend="reference")
+            if not isinstance(spec, config.ModelSpec):
+                self._encoder = nn.AVRE(spec.encoder, backend="reference")
+                del self._encoder.domain
+            if isinstance(spec, config.SystemSpec):
+                self._fusion = nn.Fusion(spec.fusion)
+        for module, part in zip((self._mdscm, self._encoder, self._fusion), parts):
+            if module is None:
+                continue
+            module.to_empty(device="cpu")
+            state = {name: torch.from_numpy(np.array(value)) for name, value in part.items()}
+            for name in module.state_dict():
+                if name.endswith(".num_batches_tracked"):
+                    state.setdefault(name, torch.zeros((), dtype=torch.int64))
+            module.load_state_dict(state)
+            module.eval().requires_grad_(False).to(device)
 
     def resample(self, samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
         from ..reference import resample
@@ -220,29 +336,49 @@ class Reference:
     def forward(self, clips: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = []
         for i in range(len(clips)):
-            votes = None if valid is None else valid[i : i + 1]
-            rows.append(self._one(clips[i : i + 1], votes))
-        probabilities, features, clip_logits = (np.concatenate(parts) for parts in zip(*rows))
-        return probabilities, features, clip_logits
+            features, logits = self._clip_outputs(clips[i])
+            voting = slice(None) if valid is None else valid[i]
+            probabilities = softmax(self.vote(logits[voting], features[voting])).astype(np.float32)
+            rows.append((probabilities, features, logits))
+        probabilities, features, logits = (np.stack(parts) for parts in zip(*rows))
+        return probabilities, features, logits
 
-    def _one(self, clips: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, ...]:
-        torch = self._torch
-        with torch.inference_mode():
-            x = torch.from_numpy(np.array(clips)).to(self.device)
-            votes = None if valid is None else torch.from_numpy(np.array(valid)).to(self.device)
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with self._torch.inference_mode():
             if self.device == "cpu":
-                output = self._network(x, votes)
+                yield
             else:
-                with exact_float32(torch):
-                    output = self._network(x, votes)
-            return tuple(part.cpu().numpy() for part in output)
+                with exact_float32(self._torch):
+                    yield
+
+    def _clip_outputs(self, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Clips (N, C, W, M) of one utterance to their features (N, D) and logits (N, K)."""
+        torch = self._torch
+        with self._computing():
+            x = torch.from_numpy(np.array(clips[None])).to(self.device)
+            found = []
+            if self._mdscm is not None:
+                found.append(self._mdscm(x)[1:])
+            if self._encoder is not None:
+                found.append(self._encoder.encode(x[:, :, : self._encoder.encoder.in_channels]))
+            features, logits = _join(found, torch.cat, torch.maximum)
+            return features[0].cpu().numpy(), logits[0].cpu().numpy()
+
+    def vote(self, clip_logits: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """As ``Engine.vote``."""
+        if self._fusion is None:
+            return np.asarray(clip_logits.astype(np.float64).mean(0))
+        with self._computing():
+            inputs = (self._torch.from_numpy(np.array(part[None])).to(self.device) for part in (features, clip_logits))
+            return np.asarray(self._fusion(*inputs).fused[0].double().cpu().numpy())
 
     def score(
         self, utterances: Sequence[np.ndarray], at_once: int, features: bool
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for clips in utterances:
-            parts = [self._one(clips[None, i : i + at_once], None) for i in range(0, len(clips), at_once)]
-            yield np.concatenate([p[2][0] for p in parts]), np.concatenate([p[1][0] for p in parts])
+            parts = [self._clip_outputs(clips[i : i + at_once]) for i in range(0, len(clips), at_once)]
+            yield np.concatenate([p[1] for p in parts]), np.concatenate([p[0] for p in parts])
 
     def info(self) -> dict[str, Any]:
         torch = self._torch

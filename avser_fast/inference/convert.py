@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError, InputError
+from ..config import ModelSpec
+from ..errors import ConfigError, InputError, ModelError
 from ..precision import PRECISIONS
 from ..precision import measured as known_measurement
 from .backends import Engine
 from .recognizer import CLIPS_AT_ONCE, Recognizer
-from .weights import find_model, read_model_file, write_model
+from .weights import find_model, read_any, write_model
 
 #: Files under a folder that are taken for recordings.
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -137,8 +138,13 @@ def convert_model(
         raise ConfigError("precision 'bf16': expected no folder to calibrate on, because bf16 has no ranges, got one")
     if precision == "bf16" and measure_on is None:
         raise ConfigError("precision 'bf16': expected a folder of recordings to measure on, got none")
-    spec, tensors, card, calibration = read_model_file(model)
+    spec, tensors, card, calibration = read_any(model)
     path = str(find_model(model))
+    if not isinstance(spec, ModelSpec):
+        raise ModelError(
+            f"model {path!r}: expected an MDSCM to convert, got a model of kind {spec.kind!r}, which has no int8 and "
+            "runs in bf16 as it is where that is asked for"
+        )
 
     def load(name: str) -> Recognizer:
         return Recognizer(
@@ -188,8 +194,8 @@ def convert_model(
     scores: dict[str, list[list[float]]] = {name: [] for name in runs}
     for item in prepared("measuring", files):
         for name, recognizer in runs.items():
-            logits, _ = next(recognizer._backend.score([item.clips], CLIPS_AT_ONCE, False))
-            by_label = recognizer._result(item, logits, None).scores
+            logits, features = next(recognizer._backend.score([item.clips], CLIPS_AT_ONCE, False))
+            by_label = recognizer._result(item, logits, features, None).scores
             scores[name].append([by_label[label] for label in spec.labels])
     expected = np.array(scores.pop("float32"))
     if not len(expected):

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from ..config import ModelSpec
+from ..config import SystemSpec
 from ..errors import BackendError, InputError, ModelError
 from .audio import Waveform, item_name, load_item
-from .backends import Backend, make_backend
+from .backends import Backend, make_backend, softmax
 from .result import EmotionResult, Segment
-from .weights import find_model, read_model_file
+from .weights import Spec, find_model, read_any
 
 #: Clips that go through the network together; bounds the memory of long audio and of large batches.
 CLIPS_AT_ONCE = 64
@@ -41,13 +41,16 @@ class _Prepared:
 class Recognizer:
     """A model, ready to run; made by ``load``.  Immutable, and safe to use from many threads at once.
 
+    An MDSCM or an audio-visual encoder votes: an utterance's scores are the softmax of the mean of its clips' logits.
+    A system fuses: two LSTMs read the clips' features and logits in order.
+
     An item's answer does not depend on what else is in the batch, on its place in it, or on ``batch_size``: it is bit
     for bit the same.  On the engine it does not depend on ``threads`` either.
     """
 
     __slots__ = ("spec", "card", "path", "_backend", "_arguments")
 
-    spec: ModelSpec
+    spec: Spec
     card: Mapping[str, Any]
     path: str | None
     _backend: Backend
@@ -55,7 +58,7 @@ class Recognizer:
 
     def __init__(
         self,
-        spec: ModelSpec,
+        spec: Spec,
         tensors: Mapping[str, np.ndarray],
         card: Mapping[str, Any] | None = None,
         *,
@@ -66,7 +69,8 @@ class Recognizer:
         backend: str = "auto",
         calibration: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """From tensors in memory, named as in the state dict of ``nn.MDSCM``; ``load`` reads them from a file.
+        """From tensors in memory, named as in the state dict of ``nn.MDSCM`` (an encoder's: ``nn.AVRE``, without the
+        domain classifier; a system's: as in its file); ``load`` reads them from a file.
 
         ``calibration``: the ranges that precision int8 needs, as ``read_model_file`` returns them.
         """
@@ -150,11 +154,12 @@ class Recognizer:
 
         def results() -> Iterator[EmotionResult]:
             done = 0
-            for item, logits, _ in self._score(batch, sampling_rate, batch_size, on_error, features=False):
+            fused = isinstance(self.spec, SystemSpec)
+            for item, logits, found in self._score(batch, sampling_rate, batch_size, on_error, features=fused):
                 if isinstance(item, InputError):
                     yield EmotionResult(label=None, score=None, backend=self._backend.ran, error=str(item))
                 else:
-                    yield self._result(item, logits, top_k)
+                    yield self._result(item, logits, found, top_k)
                 done += 1
                 if report is not None:
                     report(done, total)
@@ -164,7 +169,8 @@ class Recognizer:
     def embed(
         self, batch: Iterable[Any], *, sampling_rate: int | None = None, batch_size: int | None = None
     ) -> list[np.ndarray]:
-        """Clip features f_s: for each item (L, D) float32, one row per clip that votes.
+        """Clip features: for each item (L, D) float32, one row per clip that votes: f_s of an MDSCM, f_v of an encoder,
+        f_s and then f_v of a system.
 
         Raises InputError at the first item that cannot be used.
         """
@@ -173,15 +179,15 @@ class Recognizer:
         return [found for _, _, found in self._score(batch, sampling_rate, batch_size, "raise", features=True)]
 
     def forward(self, clips: Any, valid: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The network alone: (B, L, C, W, M) float32 clips in, three float32 arrays out.
+        """The networks alone: (B, L, C, W, M) float32 clips in, three float32 arrays out.
 
-        Returns probabilities (B, K), clip features (B, L, D) and clip logits (B, L, K).  ``valid``: (B, L) bool, the
-        clips that vote (None: all), at least one of each utterance.  Both may be torch tensors.  Raises InputError for
-        another shape or dtype.
+        Returns probabilities (B, K), clip features (B, L, D) and clip logits (B, L, K), of a system the larger ones of
+        its two networks.  ``valid``: (B, L) bool, the clips that vote (None: all), at least one of each utterance; a
+        system fuses these alone.  Both may be torch tensors.  Raises InputError for another shape or dtype.
         """
-        network = self.spec.network
+        front, classes = self.spec.front_end, len(self.spec.labels)
         array = _plain_array(clips)
-        inner = (network.in_channels, network.clip_frames, network.mel_bands)
+        inner = (front.channels, self.spec.clip_rule.clip_frames, front.mel_bands)
         if array.ndim != 5 or array.shape[2:] != inner or array.shape[1] < 1 or array.dtype != np.float32:
             shape = ", ".join(map(str, inner))
             raise InputError(
@@ -199,29 +205,29 @@ class Recognizer:
         if not len(array):
             empty = (0, array.shape[1])
             return (
-                np.zeros((0, network.classes), np.float32),
-                np.zeros((*empty, network.features), np.float32),
-                np.zeros((*empty, network.classes), np.float32),
+                np.zeros((0, classes), np.float32),
+                np.zeros((*empty, self.spec.features), np.float32),
+                np.zeros((*empty, classes), np.float32),
             )
         return self._backend.forward(array, votes)
 
     def info(self) -> dict[str, Any]:
         """What runs and what it was trained on, as plain data.
 
-        Backend, device, the precision that runs and why (``precision_reason``), instruction set or GPU, threads,
-        labels, front end, clip rule and network; from the model's card the protocol, the metrics and the licence of the
-        data, and the card itself.
+        Backend, device, the precision that runs and why (``precision_reason``), instruction set or GPU, threads, the
+        kind of model and its networks, labels, front end, clip rule, and ``network``, ``encoder``, ``fusion``, those
+        that the kind has; from the model's card the protocol, the metrics and the licence of the data, and the card
+        itself.
         """
-        spec = self.spec.to_dict()
         data = self.card.get("data")
         return {
             "model": Path(self.path).stem if self.path else None,
             "path": self.path,
             **self._backend.info(),
+            "kind": self.spec.kind,
+            "networks": list(self.spec.networks),
+            **self.spec.to_dict(),
             "labels": list(self.spec.labels),
-            "front_end": spec["front_end"],
-            "clip_rule": spec["clip_rule"],
-            "network": spec["network"],
             "protocol": self.card.get("protocol"),
             "metrics": self.card.get("metrics"),
             "licence": data.get("licence") if isinstance(data, Mapping) else None,
@@ -279,18 +285,20 @@ class Recognizer:
                 logits, found = next(outputs)
                 yield item, logits, found
 
-    def _result(self, item: _Prepared, clip_logits: np.ndarray, top_k: int | None) -> EmotionResult:
+    def _result(
+        self, item: _Prepared, clip_logits: np.ndarray, features: np.ndarray, top_k: int | None
+    ) -> EmotionResult:
         front = self.spec.front_end
-        # The vote is taken here, in float64 and clip by clip, so that it is the same however the clips were grouped.
-        logits = clip_logits.astype(np.float64)
-        if not np.isfinite(logits).all():
+        # The vote is taken here, item by item, so that it is the same however the clips were grouped.
+        logits = self._backend.vote(clip_logits, features)
+        if not (np.isfinite(logits).all() and np.isfinite(clip_logits).all()):
             raise ModelError(
                 f"model {self.path or 'in memory'!r}: its scores are not finite, the weights cannot be used"
             )
-        scores = self._named(_softmax(logits.mean(0)), top_k)
+        scores = self._named(softmax(logits), top_k)
         label = next(iter(scores))
         segments = []
-        for row, own in zip(item.table, _softmax(logits)):
+        for row, own in zip(item.table, softmax(clip_logits.astype(np.float64))):
             frames = row[row > 0]
             if not len(frames):
                 continue  # a clip of padding alone votes under the published rule, but says nothing about a moment
@@ -321,19 +329,21 @@ def load(
 ) -> Recognizer:
     """Load a model for many calls.
 
-    name_or_path: a shipped name (``default``) or a safetensors file written by this project.
+    name_or_path: a shipped name (``default``) or a safetensors file written by this project: an MDSCM, an audio-visual
+    encoder (``write_avre``) or a whole system (``write_system``, ``import_av4ser``).
     device: ``cpu``, ``cuda`` or ``cuda:1``; ``auto`` is the CPU.
     precision: ``float32``, ``bf16`` or ``int8`` on the engine, ``float32`` on the reference.  ``int8`` needs a file
     with calibrated ranges (``avser-fast convert``) and is never automatic.  ``auto`` is bf16 where the CPU has
     instructions for it and the model's card shows that it decides as float32 does on at least 99 % of utterances, else
-    float32; ``info()`` and ``EmotionResult.backend`` say which ran.
+    float32; ``info()`` and ``EmotionResult.backend`` say which ran.  Encoders and systems run in float32, or in bf16
+    where it is asked for.
     threads: of the engine; None takes as many as the process may use.  Nothing outside this model changes.
     backend: ``engine`` (no torch) or ``reference`` (plain PyTorch); ``auto`` is the engine on the CPU, the reference on
     a GPU.
 
     Raises ModelError for a file that cannot be used, BackendError for what this machine or version does not have.
     """
-    spec, tensors, card, calibration = read_model_file(name_or_path)
+    spec, tensors, card, calibration = read_any(name_or_path)
     path = os.path.abspath(find_model(name_or_path))
     return Recognizer(
         spec,
@@ -457,11 +467,6 @@ def _reporter(progress: bool | Progress | None) -> Progress | None:
 
 def _plain_array(value: Any) -> np.ndarray:
     return np.asarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
 
 
 __all__ = ["Recognizer", "infer", "load"]

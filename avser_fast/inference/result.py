@@ -7,7 +7,11 @@ from typing import Any, NamedTuple
 
 
 class Segment(NamedTuple):
-    """One clip of an utterance: where it lies, in seconds, and its own probabilities, largest first."""
+    """One clip of an utterance: where it lies, in seconds, and its own probabilities, largest first.
+
+    They are the softmax of its own logits; of a system, which fuses whole utterances, of the larger ones of its two
+    networks, so that the utterance's scores are not their mean.
+    """
 
     start_s: float
     end_s: float

@@ -93,10 +93,14 @@ class AVRE(nn.Module):
         if clips.dim() != 5 or clips.shape[2] != self.encoder.in_channels:
             expected = f"(B, L, {self.encoder.in_channels}, frames, bands)"
             raise ValueError(f"AVRE: clips: expected shape {expected}, got {tuple(clips.shape)}")
+        features, clip_logits = self.encode(clips)
+        domain_logits = reference.average_clips(self.domain(features), valid)
+        return AVREOutput(reference.average_clips(clip_logits, valid), domain_logits, features, clip_logits)
+
+    def encode(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """Features f_v (B, L, D) and clip logits (B, L, K), all that inference needs: no domain is judged."""
         hidden = self.body(clips.flatten(0, 1))
         if self.encoder.body == "mdscm":
             hidden = reference.pool_tokens(hidden, self.encoder.mdscm.pooling)
         features = hidden.unflatten(0, clips.shape[:2])
-        clip_logits = self.head(features)
-        domain_logits = reference.average_clips(self.domain(features), valid)
-        return AVREOutput(reference.average_clips(clip_logits, valid), domain_logits, features, clip_logits)
+        return features, self.head(features)

@@ -13,7 +13,7 @@
 namespace avser {
 namespace {
 
-constexpr int64_t kFormat = 2;  // with ranges of int8; without them files are of format 1
+constexpr int64_t kFormat = 3;  // of other kinds; with ranges of int8 it is 2, without them 1
 constexpr const char* kHeaderKey = "avser_fast";
 constexpr const char* kCalibration = "calibration.";
 constexpr uint64_t kMaxHeader = uint64_t{1} << 24;  // bytes; a header of this project has thousands
