@@ -1,4 +1,4 @@
-"""``python -m python_training prepare|synthesize|train|evaluate|release|report``."""
+"""``python -m python_training prepare|synthesize|train|evaluate|reproduce|release|report|page``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 
 from avser_fast.errors import AvserError
 
-from .data.command import Bars, add_parsers
+from .data.command import Bars, add_parsers, pair
 from .data.shipped import FOLDER, SHIPPED
+from .protocols import PROTOCOLS
 from .train_command import add_stage_options
 
 
@@ -27,10 +28,10 @@ def _value(text: str) -> Any:
 
 def _overrides(pairs: Sequence[str]) -> dict[str, Any]:
     overrides = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
+    for given in pairs:
+        key, equals, value = given.partition("=")
         if not equals or "." not in key:
-            raise AvserError(f"--set {pair}: expected SECTION.KEY=VALUE, for example optimisation.epochs=20")
+            raise AvserError(f"--set {given}: expected SECTION.KEY=VALUE, for example optimisation.epochs=20")
         overrides[key] = _value(value)
     return overrides
 
@@ -89,6 +90,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.model is not None:
         return _evaluate_model(arguments)
     settings = load_settings(arguments.config, _overrides(arguments.set))
+    if arguments.protocol is not None or arguments.test_dataset is not None:
+        return _evaluate_protocol(arguments, settings)
     corpus = _corpus(arguments, settings)
     total = len(folds(corpus.speakers, arguments.seeds))
     unit = "fold" if arguments.jobs > 1 else "epoch"
@@ -104,6 +107,53 @@ def evaluate(arguments: argparse.Namespace) -> int:
     print(text_report(summary, f"{settings.name} on {arguments.dataset}"))
     print("", precision_table(summary["precisions"]), sep="\n")
     return 0
+
+
+def _options(arguments: argparse.Namespace, resume: bool = False) -> Any:
+    from .run import Options
+
+    skip, board = arguments.skip_bad_samples, arguments.tensorboard
+    return Options(arguments.backend, arguments.every, resume, skip, board)
+
+
+def _evaluate_protocol(arguments: argparse.Namespace, settings: Any) -> int:
+    from .data import PreparedCorpus
+    from .protocol_command import evaluate_protocol, show
+    from .protocols import CROSS_CORPUS
+    from .train_command import StageBars, stages_of
+
+    speech = _prepared(arguments)
+    target = None if arguments.test_dataset is None else PreparedCorpus(arguments.test_dataset)
+    protocol = CROSS_CORPUS if target is not None else arguments.protocol
+    stages = stages_of(arguments.stages, settings)
+    with ExitStack() as stack:
+        summary = evaluate_protocol(
+            settings,
+            speech,
+            arguments.out,
+            protocol=protocol,
+            seeds=arguments.seeds,
+            stages=stages,
+            faces=_faces(arguments, settings, speech),
+            target=target,
+            mapping=dict(arguments.map),
+            allow_leakage=arguments.allow_leakage,
+            options=_options(arguments),
+            jobs=arguments.jobs,
+            progress=StageBars(stack, arguments.quiet),
+        )
+    print(show(summary, f"{settings.name} on {speech.name}", speech.name))
+    print(f"\nwrote {arguments.out / 'report.html'}")
+    return 0
+
+
+def _faces(arguments: argparse.Namespace, settings: Any, speech: Any) -> Any:
+    """The corpus whose faces are shown, None for a recipe of speech alone."""
+    from .data import PreparedCorpus
+
+    if settings.encoder is None:
+        return None
+    return speech if arguments.faces is None else PreparedCorpus(arguments.faces)
 
 
 def _evaluate_model(arguments: argparse.Namespace) -> int:
@@ -139,16 +189,65 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
 
 def train(arguments: argparse.Namespace) -> int:
     """The stages of a recipe on a prepared corpus, in a run folder."""
-    from .data import PreparedCorpus
     from .settings import load_settings
     from .train_command import train as train_run
 
     settings = load_settings(arguments.config, _overrides(arguments.set))
     speech = _prepared(arguments)
-    faces = None
-    if settings.encoder is not None:
-        faces = speech if arguments.faces is None else PreparedCorpus(arguments.faces)
-    return train_run(arguments, settings, speech, faces)
+    options = _options(arguments, arguments.resume)
+    return train_run(arguments, settings, speech, _faces(arguments, settings, speech), options)
+
+
+def page(arguments: argparse.Namespace) -> int:
+    """Write a run folder as one HTML page."""
+    from .html_report import write_report
+
+    print(f"wrote {write_report(arguments.run_folder)}")
+    return 0
+
+
+def reproduce(arguments: argparse.Namespace) -> int:
+    """Prepare IEMOCAP, train all stages under each protocol, and print the paper's table beside the published one."""
+    from .data import PreparedCorpus, prepare, read_corpus
+    from .data.boxes import Boxes, with_boxes, with_face_clips
+    from .data.faces import parse_detector
+    from .data.report import report_text
+    from .protocol_command import evaluate_protocol, show
+    from .settings import load_settings
+    from .train_command import StageBars, stages_of
+
+    settings = load_settings(arguments.config, _overrides(arguments.set))
+    corpus = read_corpus("iemocap", arguments.root)
+    if arguments.face_clips is not None:
+        corpus = with_face_clips(corpus, arguments.face_clips)
+    elif arguments.boxes is not None:
+        corpus = with_boxes(corpus, Boxes.read(arguments.boxes), detect=arguments.detector is not None)
+    detector = None if arguments.detector is None else (arguments.detector, parse_detector(arguments.detector))
+    folder = arguments.out / "prepared"
+    with ExitStack() as stack:
+        prepared = prepare(corpus, folder, detector=detector, progress=Bars(stack, arguments.quiet))
+    print(report_text(prepared.report), "", sep="\n")
+    speech = PreparedCorpus(folder)
+    stages = stages_of(arguments.stages, settings)
+    # A tree that is not the release must not stand beside figures of the release.
+    whole = not any(f.kind in ("wrong-totals", "missing-wav", "bad-label") for f in prepared.faults)
+    name = "iemocap" if whole else "iemocap (not the whole release)"
+    for protocol in arguments.protocols:
+        with ExitStack() as stack:
+            summary = evaluate_protocol(
+                settings,
+                speech,
+                arguments.out / protocol,
+                protocol=protocol,
+                seeds=arguments.seeds,
+                stages=stages,
+                faces=speech if settings.encoder is not None else None,
+                options=_options(arguments),
+                jobs=arguments.jobs,
+                progress=StageBars(stack, arguments.quiet),
+            )
+        print(show(summary, f"{settings.name} on {name}", name), "", sep="\n")
+    return 0
 
 
 def release(arguments: argparse.Namespace) -> int:
@@ -231,6 +330,44 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--jobs", type=int, default=1, help="folds side by side, one thread each")
     command.add_argument("--out", type=Path, default=Path("runs/evaluate"), help="folder of the folds' results")
     command.add_argument("--model", help="score this model file or shipped model instead of cross-validating")
+    add_stage_options(command)
+    command.add_argument("--protocol", choices=PROTOCOLS, help="train and test all stages in every fold of a protocol")
+    command.add_argument("--test-dataset", type=Path, metavar="DIR", help="test on another prepared corpus instead")
+    command.add_argument(
+        "--map",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="FROM=TO",
+        help="what a label there counts as",
+    )
+    command.add_argument(
+        "--allow-leakage", action="store_true", help="let speakers be in training and under test; every output says so"
+    )
+    command = commands.add_parser("reproduce", help=reproduce.__doc__, description=reproduce.__doc__)
+    command.set_defaults(run=reproduce)
+    command.add_argument("corpus", choices=("iemocap",))
+    command.add_argument("--root", type=Path, required=True, help="the folder IEMOCAP_full_release")
+    command.add_argument("--out", type=Path, required=True, help="folder of everything; interrupted, it goes on")
+    command.add_argument("--config", default="avdal-published", help="name in configs/ or path of a TOML file")
+    command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one setting")
+    command.add_argument("--boxes", type=Path, metavar="FILE", help="JSON: crop boxes of the faces")
+    command.add_argument("--face-clips", type=Path, metavar="DIR", help="face clips, cropped already, named by turn")
+    command.add_argument("--detector", metavar="D", help="yunet:MODEL.onnx, haar or haar:CASCADE.xml")
+    command.add_argument("--seeds", type=_seeds, default=[0], help="comma-separated (default: 0)")
+    command.add_argument(
+        "--protocols",
+        type=lambda text: text.split(","),
+        default=list(PROTOCOLS),
+        help=f"default: {','.join(PROTOCOLS)}",
+    )
+    command.add_argument("--jobs", type=int, default=1, help="folds side by side, one thread each")
+    command.add_argument("--threads", type=int, default=None, help="threads of torch (default: torch's own choice)")
+    command.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_stage_options(command)
+    command = commands.add_parser("page", help=page.__doc__, description=page.__doc__)
+    command.set_defaults(run=page)
+    command.add_argument("run_folder", type=Path, metavar="RUN")
     command = commands.add_parser("report", help=report.__doc__, description=report.__doc__)
     command.set_defaults(run=report)
     command.add_argument("runs", nargs="+", type=Path, help="folders of `evaluate` runs, or files made by --collect")

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 
 import avser_fast
-from avser_fast.config import ModelSpec
-from avser_fast.inference.weights import write_bytes, write_model
+from avser_fast.config import EncoderSpec, ModelSpec, SystemSpec
+from avser_fast.inference.weights import write_avre, write_bytes, write_model, write_system
 
 from .crossval import write_json
 from .data.prepared import PreparedCorpus
 from .distributed import Processes
 from .log import RunLog
-from .loop import Fitted, Stop, TrainingError, fit, save_atomically
+from .loop import Fitted, Stop, fit, save_atomically
 from .settings import STAGES, Settings
 from .stages import Data, embeddings, stage_of
 from .system import System, measured_front_end
@@ -213,18 +213,24 @@ def _keep_embeddings(folder: Path, when: str, system: System, data: Data, settin
 def write_models(
     folder: Path, system: System, spec: ModelSpec, stages: Sequence[str], card: Mapping[str, Any]
 ) -> list[Path]:
-    """The model files of the networks that were trained; returns their paths."""
-    written = []
-    states = {
-        name: {k: v.detach().cpu() for k, v in part.state_dict().items()}
-        for name, part in (("mdscm", system.mdscm), ("avre", system.avre), ("fusion", system.fusion))
-        if part is not None
-    }
-    if {"mdscm", "joint"} & set(stages):
-        path = folder / "mdscm.safetensors"
-        write_model(path, spec, states["mdscm"], card)
-        written.append(path)
+    """The model files of the networks that were trained, which ``avser_fast.load`` runs; returns their paths."""
+    mdscm, avre, fusion = (
+        None if part is None else {k: v.detach().cpu() for k, v in part.state_dict().items()}
+        for part in (system.mdscm, system.avre, system.fusion)
+    )
+    trained = set(stages)
+    written: list[Path] = []
+    assert mdscm is not None
+    if trained & {"mdscm", "joint"}:
+        written.append(folder / "mdscm.safetensors")
+        write_model(written[-1], spec, mdscm, card)
+    if system.avre is not None and avre is not None and trained & {"avdal", "joint"}:
+        encoder = system.avre.encoder
+        written.append(folder / "avdal.safetensors")
+        write_avre(written[-1], EncoderSpec(spec.labels, spec.front_end, spec.clip_rule, encoder), avre, card)
+        if system.fusion is not None and fusion is not None and trained & {"fusion", "joint"}:
+            parts = (spec.network, encoder, system.fusion.fusion)
+            whole = SystemSpec(spec.labels, spec.front_end, spec.clip_rule, *parts)
+            written.append(folder / "system.safetensors")
+            write_system(written[-1], whole, mdscm, avre, fusion, card)
     return written
-
-
-__all__ = ["Division", "Options", "TrainingError", "environment", "train_stages", "write_models"]

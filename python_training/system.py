@@ -78,12 +78,16 @@ def score(
     chosen: Sequence[int],
     front_end: FrontEnd,
     rule: config.ClipRule,
+    classes: int | None = None,
 ) -> Tensor:
-    """Logits (utterances, classes) on the CPU of ``model`` ("mdscm", "avdal", "fusion") for speech alone."""
+    """Logits (utterances, classes) on the CPU of ``model`` ("mdscm", "avdal", "fusion") for speech alone.
+
+    ``classes``: of the networks, where the corpus has others.
+    """
     system.eval()
     device = next(system.parameters()).device
     features = corpus.features(front_end)
-    logits = torch.zeros(len(chosen), len(corpus.labels))
+    logits = torch.zeros(len(chosen), classes or len(corpus.labels))
     of_length: dict[int, list[int]] = {}
     clips: dict[int, tuple[Tensor, Tensor]] = {}
 

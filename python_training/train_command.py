@@ -76,20 +76,18 @@ class StageBars:
         bar.set_postfix(shown, refresh=False)
 
 
-def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces: Any) -> int:
+def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces: Any, options: Any) -> int:
     """The stages of a recipe on a prepared corpus, in a run folder."""
     from .distributed import processes
+    from .html_report import write_report
     from .loop import Stopped, TrainingError, stop_on_sigterm
-    from .run import Division, Options, train_stages, write_models
+    from .run import Division, train_stages, write_models
 
     stages = stages_of(arguments.stages, settings)
     utterances = speech.utterances
     validation = held_out(utterances, arguments.validation)
     training = sorted(set(speech.with_speech) - set(validation))
     shown = [i for i in faces.with_face if faces is not speech or i not in set(validation)] if faces else []
-    options = Options(
-        arguments.backend, arguments.every, arguments.resume, arguments.skip_bad_samples, arguments.tensorboard
-    )
     with ExitStack() as stack:
         joined = stack.enter_context(processes(arguments.device))
         stop = stack.enter_context(stop_on_sigterm())
@@ -133,4 +131,5 @@ def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces:
             }
             for path in write_models(arguments.out, system, spec, stages, card):
                 print(f"wrote {path}")
+            print(f"wrote {write_report(arguments.out)}")
     return 0

@@ -293,7 +293,11 @@ def test_interruption(model: str, tmp_path: Path) -> None:
         "-",
     ]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+
+    def listen() -> None:  # a job in the background inherits that SIGINT is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, preexec_fn=listen) as process:
         assert process.stderr is not None
         assert b"no such file" in process.stderr.readline()  # now it waits for its standard input
         process.send_signal(signal.SIGINT)

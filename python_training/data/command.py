@@ -30,7 +30,7 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, str]:
     name, equals, target = text.partition("=")
     if not (name and equals and target):
         raise argparse.ArgumentTypeError(f"expected FROM=TO, for example exc=hap, got {text!r}")
@@ -64,7 +64,7 @@ def add_parsers(commands: Any) -> None:
     )
     command.add_argument(
         "--merge",
-        type=_pair,
+        type=pair,
         action="append",
         metavar="FROM=TO",
         help="count one emotion as another (default for iemocap: exc=hap)",

@@ -1,0 +1,187 @@
+"""Evaluation under a protocol: every fold trains its own networks and tests them on speech alone.
+
+OUT/<fold>-seed<k>/    the run of a fold (``run.py``), without its networks
+OUT/evaluation/        one file per fold (``evaluation.py``)
+OUT/summary.json, OUT/report.html
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import shutil
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .crossval import write_json
+from .data.corpus import Utterance
+from .data.prepared import PreparedCorpus
+from .distributed import Processes
+from .evaluation import Fold, ablation_table, fold_path, fold_result, read_folds, summarize, text_report, write_fold
+from .html_report import write_report
+from .protocols import RANDOM, Split, check_leakage, cross_corpus, map_labels, relabelled, splits
+from .run import Division, Options, environment, train_stages
+from .settings import Settings
+from .system import score
+
+Progress = Callable[[str, int, int, Mapping[str, Any]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a fold needs to be run in any process."""
+
+    settings: Settings
+    speech: Path
+    faces: Path | None
+    target: Path | None
+    target_labels: Mapping[int, int] | None
+    split: Split
+    stages: tuple[str, ...]
+    out: Path
+    options: Options
+    keep: bool = False
+
+    @property
+    def folder(self) -> Path:
+        return fold_path(self.out, self.split.name, self.split.seed).with_suffix("")
+
+
+def run_fold(task: Task, progress: Progress | None = None) -> Fold:
+    """Train and test one fold and write its file; an interrupted one goes on where it was.
+
+    Faces of utterances under test are never shown; those of another corpus are, all of them.
+    """
+    speech = PreparedCorpus(task.speech)
+    faces = None if task.faces is None else speech if task.faces == task.speech else PreparedCorpus(task.faces)
+    split = task.split
+    shown: list[int] = []
+    if faces is speech:
+        shown = [i for i in split.training if i in set(speech.with_face)]
+    elif faces is not None:
+        shown = faces.with_face
+    system, spec, fitted = train_stages(
+        task.settings,
+        speech,
+        Division(split.training, split.validation, shown),
+        task.stages,
+        task.folder,
+        seed=split.seed,
+        faces=faces,
+        options=dataclasses.replace(task.options, resume=True),
+        progress=progress,
+    )
+    target = speech if task.target is None else PreparedCorpus(task.target)
+    tested: Sequence[Utterance] = target.utterances
+    rows = list(split.test)
+    if task.target_labels is not None:
+        kept = [i for i, u in enumerate(target.utterances) if u.label in task.target_labels]
+        tested, rows = relabelled(target.utterances, task.target_labels), [kept[i] for i in split.test]
+    trained = set(task.stages)
+    names = [m for m, s in (("mdscm", "mdscm"), ("avdal", "avdal"), ("fusion", "fusion")) if {s, "joint"} & trained]
+    models = {
+        name: score(system, name, target, rows, spec.front_end, spec.clip_rule, len(speech.labels)).softmax(1).tolist()
+        for name in names
+    }
+    validation = {}
+    for stage, model in (("mdscm", "mdscm"), ("avdal", "avdal"), ("fusion", "fusion"), ("joint", "fusion")):
+        history = fitted[stage].history if stage in fitted else []
+        picked = [r["validation_ua"] for r in history if r["epoch"] == fitted[stage].epoch and "validation_ua" in r]
+        if picked:
+            validation[model] = picked[0]
+    same = target is speech
+    fold = fold_result(split, speech.utterances, models, validation, target=None if same else tested)
+    fold["labels"] = list(speech.labels)
+    write_fold(fold, task.out / "evaluation")
+    if not task.keep:
+        for path in task.folder.glob("*.pt"):
+            path.unlink()
+    return fold
+
+
+def _worker(task: Task) -> str:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
+    torch.set_num_threads(1)
+    run_fold(task)
+    return task.split.name
+
+
+def evaluate_protocol(
+    settings: Settings,
+    speech: PreparedCorpus,
+    out: Path,
+    *,
+    protocol: str,
+    seeds: Sequence[int],
+    stages: Sequence[str],
+    faces: PreparedCorpus | None = None,
+    target: PreparedCorpus | None = None,
+    mapping: Mapping[str, str] | None = None,
+    allow_leakage: bool = False,
+    options: Options | None = None,
+    jobs: int = 1,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Every fold of a protocol; returns and writes the summary, and the page of the run.
+
+    With ``target`` (protocol ``cross-corpus``) the networks are tested on that corpus, its labels counted as
+    ``mapping`` says.  Finished folds found in ``out`` are not run again.  Speakers who are in training and under test
+    are refused unless the protocol is the random one or ``allow_leakage`` is set; every output then says so.
+    """
+    options = options or Options()
+    labels = None
+    if target is not None:
+        found, lines = map_labels(speech.labels, target.labels, mapping)
+        for line in lines:
+            say(line)
+        labels = dict(found)
+        tested = relabelled([target.utterances[i] for i in target.with_speech], labels)
+        chosen = [cross_corpus(speech.utterances, tested, seed, target.name) for seed in seeds]
+    else:
+        chosen = splits(speech.utterances, protocol, seeds)
+    for split in chosen:
+        check_leakage(split, speech.utterances, allow_leakage or protocol == RANDOM)
+    out.mkdir(parents=True, exist_ok=True)
+    mark = out / "settings.json"
+    asked = {**settings.to_dict(), "stages": list(stages), "protocol": protocol, "corpus": speech.name}
+    asked["manifest_sha256"] = speech.manifest_sha256
+    asked = json.loads(json.dumps(asked))
+    if mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != asked:
+        raise ValueError(f"{out}: expected folds of the settings in settings.json, got others; choose another folder")
+    write_json(asked, mark)
+    about = environment(settings, speech, faces, min(seeds), Processes())
+    write_json({**about, "seeds": list(seeds)}, out / "environment.json")
+    where = None if faces is None else faces.folder
+    tasks = [
+        Task(settings, speech.folder, where, None if target is None else target.folder, labels, split,
+             tuple(stages), out, options)
+        for split in chosen
+    ]  # fmt: skip
+    waiting = [t for t in tasks if not fold_path(out / "evaluation", t.split.name, t.split.seed).exists()]
+    if jobs > 1 and len(waiting) > 1:
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for done, future in enumerate(as_completed([pool.submit(_worker, task) for task in waiting]), start=1):
+                say(f"{future.result()} ({done} of {len(waiting)})")
+    else:
+        for task in waiting:
+            run_fold(task, progress)
+    summary = summarize(read_folds(out / "evaluation"), speech.labels, chosen)
+    write_json(summary, out / "summary.json")
+    first = tasks[0].folder
+    for name in ("log.jsonl", "epochs.jsonl", "embeddings.npz"):
+        if (first / name).exists():
+            shutil.copyfile(first / name, out / name)
+    write_report(out)
+    return summary
+
+
+def show(summary: dict[str, Any], title: str, corpus_name: str) -> str:
+    """The summary for a terminal, with the table of the ablation."""
+    return "\n".join((text_report(summary, title), "", ablation_table(summary, corpus_name)))
