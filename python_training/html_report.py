@@ -225,6 +225,7 @@ def _health(stages: Mapping[str, Stage]) -> str:
         if stage.by_step and "step" in stage.epochs:
             steps = np.append(steps, stage.epochs["step"][1])
         span = (float(steps.min()), float(steps.max())) if len(steps) else None
+        ratio = stage.log if "gradient_ratio" in stage.log else _over_steps(stage, "gradient_ratio")
         figures = {
             "lambda": _chart(
                 "Strength of the reversed gradient", stage.log, {"lambda": ("lambda", 0)}, y_label="lambda",
@@ -239,7 +240,7 @@ def _health(stages: Mapping[str, Stage]) -> str:
                 "the head has stopped learning; the fresh probe tells which.",
             ),
             "gradient ratio": _chart(
-                "Gradient norms in the encoder", stage.log, {"gradient_ratio": ("ratio", 0)},
+                "Gradient norms in the encoder", ratio, {"gradient_ratio": ("ratio", 0)},
                 y_label="gradient-norm ratio", log=True, x_range=span, reference=(1, "1: equal pull"), marks=marks,
                 caption="Domain loss against emotion loss: far above 1 the adversary drowns the emotions, far below 1 "
                 "it does nothing.",

@@ -25,7 +25,6 @@ COLUMNS = (
     "speech_accuracy",
     "face_accuracy",
     "domain_accuracy",
-    "gradient_ratio",
     "gradient_norm",
     "skipped",
     "seconds",

@@ -19,7 +19,8 @@ LOGGED = (
     "loss", "speech_loss", "face_loss", "domain_loss", "lambda", "lr",
     "speech_accuracy", "face_accuracy", "domain_accuracy", "gradient_ratio",
 )  # fmt: skip
-SCORED = ("validation_wa", "validation_ua", "validation_loss", "probe_accuracy")
+#: The gradient ratio may stand in either file: it costs two backward passes, so most runs log it once an epoch.
+SCORED = ("validation_wa", "validation_ua", "validation_loss", "probe_accuracy", "gradient_ratio")
 ADVERSARIAL = ("lambda", "domain_accuracy", "gradient_ratio")
 
 Series = dict[str, tuple[np.ndarray, np.ndarray, int]]

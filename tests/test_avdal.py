@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_corpus import TINY
 
 from avser_fast import reference
 from avser_fast.errors import ConfigError
@@ -36,23 +37,6 @@ from python_training.stages import Data, stage_of
 from python_training.system import System, measured_front_end, score
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY: dict[str, Any] = {
-    "clip_rule.clip_frames": 64,
-    "network.clip_frames": 64,
-    "network.stem": [4, 4],
-    "network.blocks": [8],
-    "network.attention_reduction": 4,
-    "network.block_dropout": 0.0,
-    "encoder.mdscm.clip_frames": 64,
-    "encoder.mdscm.stem": [4, 4],
-    "encoder.mdscm.blocks": [8],
-    "encoder.mdscm.attention_reduction": 4,
-    "encoder.mdscm.block_dropout": 0.0,
-    "encoder.domain_hidden": [8],
-    "fusion_lstm.hidden": 8,
-}
-for _stage in ("optimisation", "avdal", "fusion", "joint"):
-    TINY |= {f"{_stage}.epochs": 3, f"{_stage}.batch_size": 6, f"{_stage}.warmup_epochs": 1}
 ALL = ["mdscm", "avdal", "fusion", "joint"]
 
 pytestmark = pytest.mark.skipif(backends.INTERPRETED, reason="minutes in the interpreter")
@@ -175,6 +159,17 @@ def test_both_backends_give_the_same(settings: Settings, artificial: PreparedCor
         assert x["loss"] == pytest.approx(y["loss"], rel=2e-3), (x["stage"], x["step"])
     assert a[0]["loss"] == pytest.approx(b[0]["loss"], rel=1e-5)
     assert not same(fused, plain), "two references would be compared"
+
+
+@pytest.mark.parametrize("amp", ["bf16"])
+def test_autocast_is_near(settings: Settings, artificial: PreparedCorpus, tmp_path: Path, amp: str) -> None:
+    half = dataclasses.replace(settings, avdal=dataclasses.replace(settings.avdal, amp=amp))
+    run(half, artificial, tmp_path / "half", ["avdal"])
+    run(settings, artificial, tmp_path / "whole", ["avdal"])
+    a, b = (read_lines(tmp_path / n / "log.jsonl") for n in ("half", "whole"))
+    assert [r["loss"] for r in a] != [r["loss"] for r in b]
+    for x, y in zip(a, b):
+        assert x["loss"] == pytest.approx(y["loss"], rel=0.05)
 
 
 def test_refit_trains_again_on_everybody(settings: Settings, artificial: PreparedCorpus, tmp_path: Path) -> None:

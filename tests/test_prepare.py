@@ -512,7 +512,9 @@ def test_command(artificial: SyntheticCorpus, tmp_path: Path, run: Any) -> None:
     assert code == 0 and err == ""
     lines = printed.splitlines()
     utterances = len(PreparedCorpus(out))
-    assert lines[0] == f"iemocap: {utterances} utterances, {utterances} with speech, {utterances} with a face"
+    assert (
+        lines[0] == f"iemocap, artificial: {utterances} utterances, {utterances} with speech, {utterances} with a face"
+    )
     assert "class  utterances  minutes  faces" in lines and "speaker  ang  hap  neu  sad  all" in lines
     assert any(line.startswith("left out, not among the classes: ") and "xxx" in line for line in lines)
     assert "    iemocap: expected 5531 = 1708/1636/1103/1084 utterances (neu/hap/ang/sad), found " in printed

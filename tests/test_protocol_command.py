@@ -1,0 +1,188 @@
+"""Folds of a protocol: who trains, who is tested, what is written, what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_corpus import TINY
+
+import avser_fast
+from avser_fast.ops import backends
+from python_training import protocol_command
+from python_training.__main__ import main
+from python_training.data import PreparedCorpus
+from python_training.data.synthetic import write_iemocap
+from python_training.evaluation import read_folds
+from python_training.protocol_command import evaluate_protocol, show
+from python_training.settings import Settings, load_settings
+
+pytestmark = pytest.mark.skipif(backends.INTERPRETED, reason="minutes in the interpreter")
+ROOT = Path(__file__).resolve().parents[1]
+SET = [a for key, value in TINY.items() for a in ("--set", f"{key}={json.dumps(value)}")]
+STAGES = ["mdscm", "avdal", "fusion"]
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return load_settings("avdal-small", TINY)
+
+
+def evaluate(settings: Settings, corpus: PreparedCorpus, out: Path, **options: Any) -> dict[str, Any]:
+    keywords: dict[str, Any] = {
+        "protocol": "leave-one-session-out", "seeds": [0], "stages": STAGES, "faces": corpus, "say": lambda text: None,
+    }  # fmt: skip
+    return evaluate_protocol(settings, corpus, out, **{**keywords, **options})
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    settings: Settings, artificial: PreparedCorpus, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("evaluated")
+    return out, evaluate(settings, artificial, out, seeds=[0, 1])
+
+
+def test_every_fold_is_tested_on_speakers_it_never_heard(
+    evaluated: tuple[Path, dict[str, Any]], artificial: PreparedCorpus
+) -> None:
+    out, summary = evaluated
+    folds = read_folds(out / "evaluation")
+    assert [(f["name"], f["seed"]) for f in folds] == [
+        (f"session-{s}", seed) for seed in (0, 1) for s in ("Ses01", "Ses02")
+    ]
+    tested: list[str] = []
+    for fold in folds:
+        assert not fold["shares_speakers"] and set(fold["models"]) == set(STAGES)
+        assert {k[:5] for k in fold["keys"]} == {fold["name"].removeprefix("session-")}
+        assert fold["validation_of"].removeprefix("speaker ") not in fold["speakers"]
+        for rows in fold["models"].values():
+            np.testing.assert_allclose(np.sum(rows, 1), 1, atol=1e-5)
+        tested += fold["keys"]
+    assert sorted(tested) == sorted(2 * [u.key for u in artificial.utterances])
+    assert set(summary["models"]) == set(STAGES) and summary["leakage"] == "" and summary["missing"] == []
+    assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    text = show(summary, "title", artificial.name)
+    assert "AVDAL less MDSCM" in text and "| fusion |" in text and "published" not in text
+    assert "not of people" not in text
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "leave-one-session-out" in page and "NOT speaker-independent" not in page
+    assert not list(out.rglob("*.pt"))
+
+
+def test_finished_folds_are_not_run_again(
+    evaluated: tuple[Path, dict[str, Any]],
+    settings: Settings,
+    artificial: PreparedCorpus,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, summary = evaluated
+
+    def never(*arguments: Any) -> None:
+        raise AssertionError("a finished fold was run")
+
+    monkeypatch.setattr(protocol_command, "run_fold", never)
+    assert evaluate(settings, artificial, out, seeds=[0, 1]) == summary
+    with pytest.raises(ValueError, match="expected folds of the settings in settings.json, got others"):
+        evaluate(settings, artificial, out, stages=["mdscm"])
+
+
+def test_faces_of_tested_and_validation_speakers_are_never_shown(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: dict[str, set[int]] = {}
+    original = PreparedCorpus.face
+    now = ["before"]
+
+    def face(self: PreparedCorpus, i: int) -> np.ndarray:
+        shown.setdefault(now[0], set()).add(i)
+        return original(self, i)
+
+    monkeypatch.setattr(PreparedCorpus, "face", face)
+    real = protocol_command.train_stages
+
+    def train_stages(settings: Settings, speech: PreparedCorpus, division: Any, *rest: Any, **more: Any) -> Any:
+        now[0] = str(rest[1])
+        hidden[now[0]] = set(range(len(speech))) - set(division.training)
+        return real(settings, speech, division, *rest, **more)
+
+    hidden: dict[str, set[int]] = {}
+    monkeypatch.setattr(protocol_command, "train_stages", train_stages)
+    evaluate(settings, artificial, tmp_path, stages=["avdal"])
+    assert len(hidden) == 2
+    for fold, kept in hidden.items():
+        assert shown[fold] and not shown[fold] & kept
+
+
+def test_a_protocol_that_shares_speakers_says_so_everywhere(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path
+) -> None:
+    summary = evaluate(settings, artificial, tmp_path, protocol="random-80-20", stages=["mdscm"])
+    assert summary["leakage"].startswith("NOT speaker-independent: ")
+    assert "NOT speaker-independent" in show(summary, "t", artificial.name)
+    assert "NOT speaker-independent" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_another_corpus_is_tested_with_its_labels_mapped(
+    settings: Settings, artificial: PreparedCorpus, prepared_emodb: PreparedCorpus, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    summary = evaluate(
+        settings,
+        artificial,
+        tmp_path,
+        protocol="cross-corpus",
+        target=prepared_emodb,
+        stages=["mdscm"],
+        say=said.append,
+    )
+    (fold,) = read_folds(tmp_path / "evaluation")
+    assert fold["protocol"] == "cross-corpus" and fold["keys"] == [u.key for u in prepared_emodb.utterances]
+    assert fold["truth"] == [u.label for u in prepared_emodb.utterances]
+    assert said[0] == "label ang of the target counts as ang" and not summary["leakage"]
+
+
+def test_command_with_two_jobs(artificial: PreparedCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["evaluate", "--dataset", str(artificial.folder), "--config", "avdal-small", *SET, "--quiet",
+               "--protocol", "leave-one-session-out", "--stages", "mdscm", "--threads", "1"]  # fmt: skip
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    alone = capsys.readouterr().out
+    assert main([*command, "--out", str(tmp_path / "two"), "--jobs", "2"]) == 0
+    together = capsys.readouterr().out
+    assert "(2 of 2)" in together and "| MDSCM |" in alone
+    for fold in ("session-Ses01-seed0.json", "session-Ses02-seed0.json"):
+        assert (tmp_path / "one/evaluation" / fold).read_text() == (tmp_path / "two/evaluation" / fold).read_text()
+
+
+def test_reproduce_on_an_artificial_tree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = write_iemocap(tmp_path / "tree", sessions=2, dialogs=2, turns=8)
+    command = ["reproduce", "iemocap", "--root", str(tree.root), "--out", str(tmp_path / "out"), "--quiet",
+               "--boxes", str(tree.root / "boxes.json"), "--config", "avdal-small", *SET,
+               "--protocols", "random-80-20,leave-one-session-out"]  # fmt: skip
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "counts that are not the release's" in printed
+    assert printed.count("on iemocap (not the whole release)") == 2 and "NOT speaker-independent" in printed
+    assert "73.22" not in printed, "figures of the release beside those of another tree"
+
+
+def test_from_training_to_infer(artificial: PreparedCorpus, tmp_path: Path) -> None:
+    """What the README's walk does after preparing: train all stages, then classify a recording with each file."""
+    command = [sys.executable, "-m", "python_training", "train", "--dataset", str(artificial.folder), *SET]
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [*command, "--config", "avdal-small", "--validation", "Ses02M", "--out", str(out)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "it/s" not in done.stderr, "no progress bar where nobody watches"
+    item = artificial.item(0)
+    for name in ("mdscm", "avdal", "system"):
+        (result,) = avser_fast.load(out / f"{name}.safetensors").infer([item])
+        assert result.label in artificial.labels and result.backend == "engine"
+    assert (out / "report.html").is_file()
