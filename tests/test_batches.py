@@ -319,6 +319,7 @@ def test_faces_are_mirrored_and_cropped() -> None:
         ({"vtlp": (0.1, 1.2)}, "vtlp: expected factors from 0.5 to 2"),
         ({"speeds": (0.9, 0.0)}, r"speeds: expected factors from 0.5 to 2, got \(0.9, 0.0\)"),
         ({"level": float("nan")}, "level: expected 0 or more, got nan"),
+        ({"time_warp": 1.5}, "time_warp: expected less than 1, got 1.5"),
         ({"mixup": 0.6}, "mixup: expected 0 to 0.5, got 0.6"),
         ({"face_flip": -0.1}, "face_flip: expected 0 to 1.0, got -0.1"),
         ({"time_shift": -1.0}, "time_shift: expected 0 or more, got -1.0"),

@@ -281,9 +281,10 @@ def test_an_interruption_keeps_what_was_decoded(tmp_path: Path) -> None:
         prepare(corpus, tmp_path / "out", progress=stop)
     with pytest.raises(ValueError, match="expected a folder written by `avser-fast prepare`"):
         PreparedCorpus(tmp_path / "out")
-    (shard,) = (tmp_path / "out" / "waveforms").iterdir()
+    (waveforms,) = (tmp_path / "out" / "waveforms").iterdir()
+    (shard,) = waveforms.iterdir()
     prepare(corpus, tmp_path / "out")
-    assert shard.exists() and len(list((tmp_path / "out" / "waveforms").iterdir())) == 2
+    assert shard.exists() and len(list(waveforms.iterdir())) == 2
     assert len(PreparedCorpus(tmp_path / "out")) == 6
 
 
@@ -381,7 +382,7 @@ def test_the_manifest_of_a_prepared_folder_is_a_corpus(tmp_path: Path, emodb: Pa
     whole = read_corpus("emodb", emodb)
     prepare(Corpus(whole.name, whole.labels, whole.utterances[:3]), tmp_path / "a")
     again = read_corpus("manifest", tmp_path / "a" / "manifest.jsonl")
-    assert again.utterances == whole.utterances[:3]
+    assert again.utterances == whole.utterances[:3] and again.faults == ()
 
 
 def test_the_report_shows_a_key_in_one_line() -> None:

@@ -56,6 +56,9 @@ class Augmentation:
             value = getattr(self, name)
             if not 0 <= value <= most:
                 raise ConfigError(f"{name}: expected 0 to {most}, got {value}")
+        for name in ("time_warp", "band_warp"):
+            if not getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected less than 1, got {getattr(self, name)}")
         for name in ("time_warp", "band_warp", "band_mask", "time_mask", "level", "noise", "time_shift"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}: expected 0 or more, got {getattr(self, name)}")

@@ -240,9 +240,9 @@ class Samples(Dataset[tuple[_Half, ...]]):
         if self.augmentation.mixup and not skipped:
             rng = _generator(*key, 1)
             try:
-                other, also, _ = self._made(corpus, make, partner, rng)
+                other, _, _ = self._made(corpus, make, partner, rng)
                 share = np.float32(1.0 - self.augmentation.mixup * rng.random())
-                values, valid = values * share + other * (1 - share), valid | also
+                values = values * share + other * (1 - share)
                 target = target * share + one_hot[corpus.utterances[partner].label] * (1 - share)
             except SampleError:
                 if not self.skip_bad:

@@ -15,7 +15,7 @@ from avser_fast.inference.features import features, log_mel_options, resample
 
 #: Hertz of the waveforms of a prepared corpus.
 SAMPLING_RATE = 16000
-#: Changes with the numbers that the front end makes of a waveform, so that no cache answers with older ones.
+#: Changes with the numbers that decoding, resampling or the front end make, so that no cache answers with older ones.
 _REVISION = 1
 
 
@@ -61,6 +61,11 @@ def _compact(waveform: np.ndarray) -> np.ndarray:
 def plain(front_end: FrontEnd) -> FrontEnd:
     """The front end without its normalisation, whose constants come from training speakers alone."""
     return dataclasses.replace(front_end, normalization="none", mean=(), std=())
+
+
+def waveform_options() -> dict[str, Any]:
+    """Everything beside the recording that its waveform depends on."""
+    return {"revision": _REVISION, "sampling_rate": SAMPLING_RATE}
 
 
 def feature_options(front_end: FrontEnd, speed: float = 1.0) -> dict[str, Any]:

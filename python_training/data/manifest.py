@@ -50,6 +50,9 @@ def _seconds(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9
 
 
+#: What ``prepare`` adds to the lines that it writes.
+_PREPARED = {"waveform", "samples", "faces"}
+
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "key": ("a string that is not empty", _text),
     "emo": ("a string that is not empty", _text),
@@ -163,7 +166,7 @@ def read_manifest(path: Path, classes: Classes | None = None) -> Corpus:
         except _Wrong as wrong:
             faults.append(Fault("bad-manifest", where, str(wrong)))
             continue
-        for name in set(entry) - set(_FIELDS):
+        for name in set(entry) - set(_FIELDS) - _PREPARED:
             unknown.setdefault(name, []).append(number)
         if label is None:
             dropped[emotion] += 1

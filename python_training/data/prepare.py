@@ -4,7 +4,7 @@
     OUT/manifest.jsonl   one line per utterance, as ``manifest.py`` describes it, with the keys of its arrays
     OUT/report.json      what ``avser-fast prepare`` prints
     OUT/contact-sheet.png
-    OUT/waveforms/       mono waveforms at 16 kHz     (see ``store.py``)
+    OUT/waveforms/<key>/ mono waveforms at 16 kHz     (see ``store.py``)
     OUT/features/<key>/  unnormalised features, one folder for each set of options
     OUT/faces/<key>/     grey face frames
 
@@ -35,7 +35,7 @@ from .boxes import without_faces
 from .contact_sheet import contact_sheet
 from .corpus import Corpus, FaceSource, Fault, Utterance
 from .faces import FRAMES, HEIGHT, WIDTH, Detector, FaceError, read_faces
-from .features import SAMPLING_RATE, compute_features, feature_options, read_spans
+from .features import SAMPLING_RATE, compute_features, feature_options, read_spans, waveform_options
 from .files import file_digest
 from .manifest import entry_of
 from .report import corpus_report
@@ -201,7 +201,7 @@ def _store_sounds(
     progress: Callable[[str, int, int], None] | None,
 ) -> tuple[dict[str, _Sound], list[Fault]]:
     """The stored waveform of every utterance that has one, and the recordings that cannot be used."""
-    waveforms = Store(out / "waveforms", {"sampling_rate": SAMPLING_RATE})
+    waveforms = waveform_store(out)
     stores = [(f, feature_store(out, f)) for f in front_ends]
     with_sound = sorted((u for u in corpus.utterances if u.path is not None), key=lambda u: (str(u.path), u.key))
     jobs = [(path, tuple(group)) for path, group in groupby(with_sound, key=lambda u: u.path) if path is not None]
@@ -262,6 +262,12 @@ def _store_sounds(
             if progress is not None:
                 progress("recordings", done, len(with_sound))
     return sounds, faults
+
+
+def waveform_store(folder: Path) -> Store:
+    """The waveforms of a prepared folder, as this version decodes and resamples them."""
+    options = waveform_options()
+    return Store(folder / "waveforms" / options_key(options), options)
 
 
 def feature_store(folder: Path, front_end: FrontEnd, speed: float = 1.0) -> Store:

@@ -16,7 +16,7 @@ from avser_fast.config import INT16_SCALE, FrontEnd
 from .corpus import Classes, Utterance
 from .features import compute_features
 from .manifest import read_manifest
-from .prepare import FORMAT, feature_store, in_order
+from .prepare import FORMAT, feature_store, in_order, waveform_store
 from .store import Store, writing
 
 
@@ -54,7 +54,7 @@ class PreparedCorpus:
         self.utterances: tuple[Utterance, ...] = corpus.utterances
         self._waveform_keys: list[str | None] = [of[u.key].get("waveform") for u in self.utterances]
         self._face_keys: list[str | None] = [of[u.key].get("faces") for u in self.utterances]
-        self._waveforms = Store(folder / "waveforms")
+        self._waveforms = waveform_store(folder)
         self._faces = Store(folder / "faces" / header["faces"]) if header["faces"] else None
         for what, keys, store in (
             ("sound", self._waveform_keys, self._waveforms),

@@ -61,14 +61,16 @@ def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
-            raise ValueError(f"{path}: expected a whole safetensors file, got {size} bytes of something else")
+            raise ValueError(
+                f"{path}: expected a whole safetensors file, got {size} bytes of something else; delete it"
+            )
         try:
             header = json.loads(file.read(length))
             last = max((e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"), default=0)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}: expected the header of a safetensors file, got something else") from error
     if 8 + length + last != size:
-        raise ValueError(f"{path}: expected a safetensors file of {8 + length + last} bytes, got {size}")
+        raise ValueError(f"{path}: expected a safetensors file of {8 + length + last} bytes, got {size}; delete it")
     return 8 + length, header
 
 
