@@ -19,6 +19,7 @@ import pytest
 import torch
 from small_corpus import TINY
 
+import avser_fast
 from avser_fast import reference
 from avser_fast.errors import ConfigError
 from avser_fast.ops import backends
@@ -31,7 +32,7 @@ from python_training.health import linear_probe, warnings_of
 from python_training.log import read_lines
 from python_training.loop import Stop, Stopped, TrainingError
 from python_training.losses import class_weights, domain_loss, emotion_loss, learning_rate, reversal_lambda
-from python_training.run import Division, Options, train_stages
+from python_training.run import Division, Options, train_stages, write_models
 from python_training.settings import Adversarial, Optimisation, Settings, load_settings
 from python_training.stages import Data, stage_of
 from python_training.system import System, measured_front_end, score
@@ -413,6 +414,23 @@ def test_scores_are_those_of_single_utterances(settings: Settings, artificial: P
         together = score(system, model, artificial, chosen, front, settings.clip_rule)
         alone = torch.cat([score(system, model, artificial, [i], front, settings.clip_rule) for i in chosen])
         torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stages", [["mdscm", "avdal", "fusion"], ["joint"]])
+def test_a_file_answers_as_training_scored(artificial: PreparedCorpus, tmp_path: Path, stages: list[str]) -> None:
+    """With more clips than most utterances fill: only those that vote are averaged, and fused."""
+    settings = load_settings("avdal-small", {**TINY, "clip_rule.clips": 9})
+    speech = artificial.with_speech
+    parts = division(artificial)
+    system, spec, _ = train_stages(settings, artificial, parts, stages, tmp_path, faces=artificial)
+    assert len(write_models(tmp_path, system, spec, stages, {})) == 3
+    for model, name in (("mdscm", "mdscm"), ("avdal", "avdal"), ("fusion", "system")):
+        scored = score(system, model, artificial, speech, spec.front_end, spec.clip_rule).softmax(1)
+        for backend in ("engine", "reference"):
+            recognizer = avser_fast.load(tmp_path / f"{name}.safetensors", backend=backend)
+            found = recognizer.infer([artificial.item(i) for i in speech])
+            answered = torch.tensor([[result.scores[label] for label in artificial.labels] for result in found])
+            torch.testing.assert_close(answered, scored, rtol=1e-5, atol=1e-6, msg=f"{model}, {backend}")
 
 
 def test_what_cannot_be_trained_is_named(settings: Settings, artificial: PreparedCorpus, tmp_path: Path) -> None:
