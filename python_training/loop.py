@@ -212,6 +212,9 @@ def _fit(
         scaler.load_state_dict(saved["scaler"])
         averaged, best, best_epoch = saved["averaged"], saved["best"], saved["best_epoch"]
         history, first = saved["history"], saved["step"]
+    steps_found = processes.total(torch.tensor(first, device=processes.device))
+    if int(steps_found) != first * processes.world:
+        raise TrainingError(f"{checkpoint}: expected a checkpoint that all processes see, got one that only some see")
     if processes.first:
         log.rewind(stage.name, first)
     trained = module

@@ -15,10 +15,13 @@ from .settings import Adversarial, Optimisation
 
 
 def class_weights(labels: Sequence[int], classes: int, power: float) -> Tensor:
-    """(classes,) weights, the ``power`` of the inverse frequency, whose mean over the utterances is 1."""
+    """(classes,) weights, the ``power`` of the inverse frequency, whose mean over the utterances is 1.
+
+    A class without utterances, which label smoothing alone asks for, weighs 1.
+    """
     counts = torch.bincount(torch.as_tensor(labels), minlength=classes).float()
     weights = (counts.sum() / (classes * counts.clamp(min=1))) ** power
-    return weights * (counts.sum() / (weights * counts).sum())
+    return torch.where(counts > 0, weights * (counts.sum() / (weights * counts).sum()), 1.0)
 
 
 def emotion_loss(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -62,8 +62,8 @@ class Optimisation:
                     f"{name}: expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, got {getattr(self, name)!r}"
                 )
         for name in ("epochs", "batch_size", "step_epochs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected a whole number of at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

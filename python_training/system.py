@@ -146,6 +146,8 @@ def measured_front_end(corpus: PreparedCorpus, chosen: Sequence[int], settings: 
         return front_end
     features = corpus.features(front_end)
     values = [f for f in (features[i] for i in chosen) if f is not None]
+    if not values:
+        raise ValueError(f"{corpus.folder}: expected utterances with speech to train on, got none")
     count = sum(v.shape[1] * v.shape[2] for v in values)
     mean = np.sum([v.sum((1, 2), dtype=np.float64) for v in values], 0) / count
     spread = np.sum([((v - mean[:, None, None]) ** 2).sum((1, 2)) for v in values], 0) / count

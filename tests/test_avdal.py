@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from python_training.health import linear_probe, warnings_of
 from python_training.log import read_lines
 from python_training.loop import Stop, Stopped, TrainingError
 from python_training.losses import class_weights, domain_loss, emotion_loss, learning_rate, reversal_lambda
-from python_training.run import Division, Options, train_stages, write_models
+from python_training.run import Division, Options, shown_faces, train_stages, write_models
 from python_training.settings import Adversarial, Optimisation, Settings, load_settings
 from python_training.stages import Data, stage_of
 from python_training.system import System, measured_front_end, score
@@ -253,8 +254,11 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(
     with pytest.raises(ValueError, match="expected a folder without checkpoints, got those of another run"):
         run(settings, artificial, folder, ALL)
     other = dataclasses.replace(settings, adversarial=Adversarial(lam=0.5))
-    with pytest.raises(ValueError, match="expected to resume with the settings in settings.json, got others"):
+    with pytest.raises(ValueError, match=r"to resume with the settings in settings.json, got others \(adversarial\)"):
         run(other, artificial, folder, ALL, resume=True)
+    # What was trained on one division must not be validated on another.
+    with pytest.raises(ValueError, match=r"to resume with the settings in settings.json, got others \(data\)"):
+        run(settings, artificial, folder, ALL, resume=True, validation="Ses01F")
 
 
 def test_a_full_disk_is_named(
@@ -338,7 +342,7 @@ def test_class_weights_and_emotion_loss() -> None:
     assert weights[torch.tensor(labels)].mean() == pytest.approx(1.0) and weights[1] == pytest.approx(
         3 * float(weights[0])
     )
-    assert torch.equal(class_weights(labels, 3, 0.0), torch.ones(3))
+    assert torch.equal(class_weights(labels, 3, 0.0), torch.ones(3)) and weights[2] == 1
     logits, targets = torch.randn(8, 3), torch.eye(3)[labels]
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(labels), label_smoothing=0.1)
     torch.testing.assert_close(emotion_loss(logits, targets, torch.ones(3), 0.1), expected)
@@ -439,8 +443,58 @@ def test_what_cannot_be_trained_is_named(settings: Settings, artificial: Prepare
     with pytest.raises(ValueError, match="stage avdal: expected a corpus with faces, got none"):
         train_stages(settings, artificial, Division(artificial.with_speech), ["avdal"], tmp_path / "b")
     alone = dataclasses.replace(settings, encoder=None)
-    with pytest.raises(ValueError, match=r"stage fusion: expected a recipe with an \[encoder\]"):
-        run(alone, artificial, tmp_path / "c", ["fusion"])
+    with pytest.raises(ValueError, match=r"stage avdal: expected a recipe with an \[encoder\]"):
+        run(alone, artificial, tmp_path / "c", ["mdscm", "avdal"])
+    with pytest.raises(ValueError, match="stages: expected each once, in the order mdscm, .*, got avdal, mdscm"):
+        run(settings, artificial, tmp_path / "d", ["avdal", "mdscm"])
+    with pytest.raises(ValueError, match="stages: expected each once, in the order mdscm, .*, got mdscm, mdscm"):
+        run(settings, artificial, tmp_path / "d", ["mdscm", "mdscm"])
+    with pytest.raises(ValueError, match="stages: expected mdscm and avdal before fusion, .*, got avdal, fusion"):
+        run(settings, artificial, tmp_path / "d", ["avdal", "fusion"])
+    with pytest.raises(ValueError, match="expected utterances with speech to train on, got none"):
+        train_stages(settings, artificial, Division(()), ["mdscm"], tmp_path / "e")
+    with pytest.raises(ConfigError, match="epochs: expected a whole number of at least 1, got 2.5"):
+        Optimisation(epochs=2.5)  # type: ignore[arg-type]
+
+
+def test_what_a_later_stage_lacks_is_said_before_the_first_is_trained(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="stage avdal: expected a corpus with faces, got none"):
+        train_stages(settings, artificial, Division(artificial.with_speech), ["mdscm", "avdal"], tmp_path / "a")
+    three = load_settings("avdal-small", {**TINY, "encoder.classes": 3, "encoder.mdscm.classes": 3})
+    with pytest.raises(ConfigError, match="encoder.classes: expected 4, got 3"):
+        run(three, artificial, tmp_path / "b", ["mdscm", "avdal"])
+    assert not list(tmp_path.rglob("log.jsonl")) and not list(tmp_path.rglob("settings.json"))
+
+
+def test_faces_of_held_speakers_are_hidden_in_every_folder(artificial: PreparedCorpus, tmp_path: Path) -> None:
+    shutil.copytree(artificial.folder, tmp_path / "again")
+    again, parts = PreparedCorpus(tmp_path / "again"), division(artificial)
+    for faces in (artificial, again):
+        shown = shown_faces(faces, artificial, parts.validation, parts.training)
+        assert shown and not {faces.utterances[i].speaker for i in shown} & {"Ses02M"}
+        # A speaker who also trains is heard already; the held utterances themselves are not shown.
+        assert shown_faces(faces, artificial, [0], range(1, 20)) == [i for i in faces.with_face if i != 0]
+    assert shown_faces(None, artificial, []) == []
+
+
+def test_a_card_names_the_speakers_of_a_refit(
+    artificial: PreparedCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--stages", "mdscm", "--set", "optimisation.epochs=2"]
+    everybody = ["Ses01F", "Ses01M", "Ses02F", "Ses02M"]
+    for refit, taught in (("true", everybody), ("false", everybody[:3])):
+        out = tmp_path / refit
+        assert main([*command(artificial, out, *small, "--set", f"optimisation.refit={refit}")]) == 0
+        model = out / "mdscm.safetensors"
+        protocol = avser_fast.load(model).info()["protocol"]
+        assert protocol["training_speakers"] == taught and protocol["validation_speakers"] == ["Ses02M"]
+        assert sorted(p.name for p in out.glob("*.pt")) == ["mdscm.pt"]
+        capsys.readouterr()
+        assert main(["evaluate", "--dataset", str(artificial.folder), "--model", str(model), "--quiet"]) == 0
+        picked = "the model's epochs were picked on Ses02M" in capsys.readouterr().out
+        assert picked == (refit == "false")
 
 
 def test_command_line_errors(artificial: PreparedCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
