@@ -139,6 +139,7 @@ def _evaluate_protocol(arguments: argparse.Namespace, settings: Any) -> int:
             mapping=dict(arguments.map),
             allow_leakage=arguments.allow_leakage,
             options=_options(arguments),
+            device=arguments.device,
             jobs=arguments.jobs,
             progress=StageBars(stack, arguments.quiet),
         )
@@ -248,6 +249,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
                 stages=stages,
                 faces=speech if settings.encoder is not None else None,
                 options=_options(arguments),
+                device=arguments.device,
                 jobs=arguments.jobs,
                 progress=StageBars(stack, arguments.quiet),
             )
