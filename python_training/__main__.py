@@ -247,7 +247,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
                 protocol=protocol,
                 seeds=arguments.seeds,
                 stages=stages,
-                faces=speech if settings.encoder is not None else None,
+                faces=_faces(arguments, settings, speech),
                 options=_options(arguments),
                 device=arguments.device,
                 jobs=arguments.jobs,

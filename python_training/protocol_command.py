@@ -193,6 +193,11 @@ def evaluate_protocol(
     """
     options, devices = options or Options(), _devices(device)
     check_stages(stages)
+    if {"avdal", "joint"} & set(stages) and (faces is None or not faces.with_face):
+        raise ValueError(
+            f"{(faces or speech).folder}: expected faces for the stages {', '.join(stages)}, got none; prepare it with "
+            "--boxes, --face-clips or --detector, or name another corpus with --faces"
+        )
     labels = None
     if target is not None:
         found, lines = map_labels(speech.labels, target.labels, mapping)
@@ -201,6 +206,14 @@ def evaluate_protocol(
         labels = dict(found)
         tested = _tested(target, labels)
         chosen = [cross_corpus(speech.utterances, tested, seed, target.name) for seed in seeds]
+        # Parts of one corpus, prepared apart, have the same people.
+        shared = {u.speaker for u in tested} & set(speech.speakers) if target.name == speech.name else set()
+        if shared and not allow_leakage:
+            raise ValueError(
+                f"{protocol}: expected test speakers that are not in {speech.folder}, also of {speech.name}, got "
+                f"{', '.join(speaker or 'unknown ones' for speaker in sorted(shared))} in both"
+            )
+        chosen = [dataclasses.replace(split, shares_speakers=bool(shared)) for split in chosen]
     else:
         chosen = _splits(speech, protocol, seeds)
     for split in chosen:

@@ -178,7 +178,10 @@ def test_utterances_without_speech_are_not_tested(
         source = PreparedCorpus(artificial.folder)
         source.utterances = tuple(other)
         cross = {"protocol": "cross-corpus", "target": target, "stages": ["mdscm"]}
-        evaluate(settings, source, tmp_path / name, **cross)
+        with pytest.raises(ValueError, match="cross-corpus: expected test speakers that are not in .*Ses02M in both"):
+            evaluate(settings, source, tmp_path / name, **cross)
+        summary = evaluate(settings, source, tmp_path / name, allow_leakage=True, **cross)
+        assert summary["leakage"].startswith("NOT speaker-independent")
     (part,), (whole,) = (read_folds(tmp_path / name / "evaluation") for name in ("part", "whole"))
     assert part["keys"] == [u.key for u in spoken] and part["truth"] == [u.label for u in spoken]
     answers = dict(zip(whole["keys"], whole["models"]["mdscm"]))
@@ -269,6 +272,10 @@ def test_reproduce_on_an_artificial_tree(tmp_path: Path, capsys: pytest.CaptureF
     command = ["reproduce", "iemocap", "--root", str(tree.root), "--out", str(tmp_path / "out"), "--quiet",
                "--boxes", str(tree.root / "boxes.json"), "--config", "avdal-small", *SET,
                "--protocols", "random-80-20,leave-one-session-out"]  # fmt: skip
+    assert main([a for a in command if a not in ("--boxes", str(tree.root / "boxes.json"))]) == 1
+    assert "expected faces for the stages mdscm, avdal, fusion, got none; prepare it with --boxes" in (
+        capsys.readouterr().err
+    )
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "counts that are not the release's" in printed
