@@ -34,11 +34,15 @@ def emotion_loss(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: fl
     return -(soft * weights * F.log_softmax(logits, dim=1)).sum(1).mean()
 
 
-def domain_loss(speech: Tensor, faces: Tensor) -> Tensor:
-    """Binary cross-entropy of domain logits, speech is 0, faces are 1: the mean of both domains' means."""
-    of_speech = F.binary_cross_entropy_with_logits(speech.float(), torch.zeros_like(speech, dtype=torch.float32))
-    of_faces = F.binary_cross_entropy_with_logits(faces.float(), torch.ones_like(faces, dtype=torch.float32))
-    return 0.5 * (of_speech + of_faces)
+def domain_loss(speech: Tensor, faces: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of domain logits, speech is 0, faces are 1: the mean of both domains' means.
+
+    ``valid`` (B, L): the clips of ``speech`` (B, L, 1) that are judged; every row counts the same.
+    """
+    speech, faces = speech.float(), faces.float()
+    of_clips = F.binary_cross_entropy_with_logits(speech, torch.zeros_like(speech), reduction="none")
+    of_speech = of_clips if valid is None else reference.average_clips(of_clips, valid)
+    return 0.5 * (of_speech.mean() + F.binary_cross_entropy_with_logits(faces, torch.ones_like(faces)))
 
 
 def reversal_lambda(progress: float, settings: Adversarial) -> float:

@@ -114,8 +114,8 @@ class AVDALModule(_Module):
         speech_part = self.emotion(of_speech, batch.targets)
         face_part = emotion_loss(of_faces.float(), batch.face_targets, self.face_weights, self.smoothing)
         # Padding is no speech: only clips that vote are judged.
-        spoken, shown = speech_domain[batch.valid], face_domain.flatten(0, 1)
-        domain = domain_loss(spoken, shown)
+        domain = domain_loss(speech_domain, face_domain, batch.valid)
+        spoken = reference.average_clips((speech_domain.detach() < 0).float(), batch.valid)
         emotions = speech_part + self.settings.face_weight * face_part
         reversed_ = self.settings.domain_weight * domain
         parts = {
@@ -124,7 +124,7 @@ class AVDALModule(_Module):
             "domain_loss": domain,
             "speech_accuracy": _right(of_speech, batch.labels),
             "face_accuracy": _right(of_faces, batch.face_labels),
-            "domain_accuracy": 0.5 * ((spoken.detach() < 0).float().mean() + (shown.detach() > 0).float().mean()),
+            "domain_accuracy": 0.5 * (spoken.mean() + (face_domain.detach() > 0).float().mean()),
         }
         return emotions + reversed_, parts, (emotions, reversed_)
 

@@ -357,6 +357,18 @@ def test_domain_loss_weighs_both_domains_alike() -> None:
     assert float(domain_loss(speech, faces)) == pytest.approx(expected)
 
 
+def test_every_utterance_counts_the_same_in_the_domain_loss() -> None:
+    """However many of its clips vote: so the parts of a batch in several processes add up to the whole."""
+    speech, faces = torch.randn(4, 5, 1), torch.randn(4, 2, 1)
+    valid = torch.arange(5) < torch.tensor([[5], [1], [2], [1]])
+    whole = domain_loss(speech, faces, valid)
+    parts = [domain_loss(speech[i : i + 2], faces[i : i + 2], valid[i : i + 2]) for i in (0, 2)]
+    torch.testing.assert_close(whole, (parts[0] + parts[1]) / 2)
+    rows = [torch.nn.functional.softplus(s[v]).mean() for s, v in zip(speech, valid)]
+    judged = torch.nn.functional.softplus(-faces).mean()
+    torch.testing.assert_close(whole, 0.5 * (sum(rows) / 4 + judged))
+
+
 def test_schedules() -> None:
     assert [reversal_lambda(p, Adversarial("constant", 0.7)) for p in (0.0, 1.0)] == [0.7, 0.7]
     assert [reversal_lambda(p, Adversarial("warm-up", 2.0, 0.5)) for p in (0.0, 0.25, 0.5, 1.0)] == [0, 1, 2, 2]
