@@ -212,6 +212,33 @@ def test_stopped_at_any_step_and_resumed_to_the_same_numbers(
     assert {n: f.epoch for n, f in fitted.items()} == {n: f.epoch for n, f in as_one.items()}
 
 
+def test_a_refit_stopped_at_any_step_and_resumed_to_the_same_numbers(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path
+) -> None:
+    recipes = {s: dataclasses.replace(getattr(settings, s), refit=True) for s in ("optimisation", "fusion")}
+    again = dataclasses.replace(settings, **recipes)  # type: ignore[arg-type]
+    stages = ["mdscm", "avdal", "fusion"]
+    expected, as_one = run(again, artificial, tmp_path / "whole", stages)
+    stop, steps = Stop(), [0]
+
+    def progress(stage: str, done: int, total: int, record: Any) -> None:
+        steps[0] += 1
+        stop.asked = steps[0] % 4 == 0
+
+    stops = 0
+    while True:
+        try:
+            system, fitted = run(again, artificial, tmp_path / "run", stages, resume=True, stop=stop, progress=progress)
+            break
+        except Stopped:
+            stops += 1
+            stop.asked = False
+    assert stops >= 4 and same(system, expected)
+    assert without_time(tmp_path / "run" / "log.jsonl") == without_time(tmp_path / "whole" / "log.jsonl")
+    assert {n: f.epoch for n, f in fitted.items()} == {n: f.epoch for n, f in as_one.items()}
+    assert sorted(p.name for p in (tmp_path / "run").glob("*.pt")) == ["avdal.pt", "fusion.pt", "mdscm.pt"]
+
+
 def command(corpus: PreparedCorpus, out: Path, *more: str) -> list[str]:
     small = [a for key, value in TINY.items() for a in ("--set", f"{key}={json.dumps(value)}")]
     return [
