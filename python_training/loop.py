@@ -277,7 +277,7 @@ def _fit(
             **dict(zip(("loss", *parts), values)),
             **schedule,
             "lr": rate,
-            "gradient_norm": float(norm),
+            "gradient_norm": float(norm) if norm.isfinite() else None,  # fp16 seeks its scale by steps it skips
             "seconds": round(time.perf_counter() - begin, 3),
         }
         waiting.append(record)

@@ -163,7 +163,7 @@ def test_both_backends_give_the_same(settings: Settings, artificial: PreparedCor
     assert not same(fused, plain), "two references would be compared"
 
 
-@pytest.mark.parametrize("amp", ["bf16"])
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_autocast_is_near(settings: Settings, artificial: PreparedCorpus, tmp_path: Path, amp: str) -> None:
     half = dataclasses.replace(settings, avdal=dataclasses.replace(settings.avdal, amp=amp))
     run(half, artificial, tmp_path / "half", ["avdal"])
@@ -172,6 +172,16 @@ def test_autocast_is_near(settings: Settings, artificial: PreparedCorpus, tmp_pa
     assert [r["loss"] for r in a] != [r["loss"] for r in b]
     for x, y in zip(a, b):
         assert x["loss"] == pytest.approx(y["loss"], rel=0.05)
+
+
+def test_steps_that_fp16_skips_are_logged_as_json(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(settings.avdal, amp="fp16", gradient_clip=0.0)
+    steep = dataclasses.replace(settings, avdal=recipe, adversarial=Adversarial(face_weight=1e4))
+    system, _ = run(steep, artificial, tmp_path, ["avdal"])
+    assert read_lines(tmp_path / "log.jsonl")[0]["gradient_norm"] is None
+    assert all(value.isfinite().all() for value in system.state_dict().values())
 
 
 def test_refit_trains_again_on_everybody(settings: Settings, artificial: PreparedCorpus, tmp_path: Path) -> None:
@@ -492,8 +502,16 @@ def test_what_cannot_be_trained_is_named(settings: Settings, artificial: Prepare
         run(settings, artificial, tmp_path / "d", ["avdal", "fusion"])
     with pytest.raises(ValueError, match="expected utterances with speech to train on, got none"):
         train_stages(settings, artificial, Division(()), ["mdscm"], tmp_path / "e")
-    with pytest.raises(ConfigError, match="epochs: expected a whole number of at least 1, got 2.5"):
-        Optimisation(epochs=2.5)  # type: ignore[arg-type]
+    for change, wanted in (
+        ({"epochs": 2.5}, "epochs: expected a whole number of at least 1, got 2.5"),
+        ({"epochs": True}, "epochs: expected a whole number of at least 1, got True"),
+        ({"lr": "high"}, "lr: expected a number of at least 0, got 'high'"),
+        ({"pick_last": 2.0}, "pick_last: expected a number from 0 to 1, got 2.0"),
+    ):
+        with pytest.raises(ConfigError, match=wanted):
+            Optimisation(**change)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="expected epochs of avdal.epochs.x to be a section, got the value 30"):
+        load_settings("avdal-small", {"avdal.epochs.x": 1})
 
 
 def test_what_a_later_stage_lacks_is_said_before_the_first_is_trained(
