@@ -13,9 +13,12 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -138,11 +141,28 @@ def _devices(device: str) -> list[str]:
     return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
 
 
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM ends this process as an exception would, so that it does not leave its workers behind."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # whose signals are not ours
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _side_by_side(tasks: Sequence[Task], jobs: int, say: Callable[[str], None]) -> None:
     """The folds, ``jobs`` at a time; one that fails is named and the others go on.  An interruption ends them all."""
     failed: list[str] = []
     others = multiprocessing.active_children()
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with _sigterm_raises(), ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         running = {pool.submit(_worker, task): f"{task.split.name}, seed {task.split.seed}" for task in tasks}
         try:
             for done, future in enumerate(as_completed(running), start=1):
