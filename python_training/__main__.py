@@ -38,7 +38,7 @@ def _overrides(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _seeds(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        return list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected whole numbers separated by commas, got {text!r}") from None
 
@@ -139,6 +139,7 @@ def _evaluate_protocol(arguments: argparse.Namespace, settings: Any) -> int:
             mapping=dict(arguments.map),
             allow_leakage=arguments.allow_leakage,
             options=_options(arguments),
+            device=arguments.device,
             jobs=arguments.jobs,
             progress=StageBars(stack, arguments.quiet),
         )
@@ -178,11 +179,16 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
     matrix = confusion_matrix(truth, [corpus.labels.index(r.label) for r in results], len(corpus.labels))
     print(f"{arguments.model} on {arguments.dataset}: {len(utterances)} utterances")
     print(f"WA {100 * weighted_accuracy(matrix):.1f} %   UA {100 * unweighted_accuracy(matrix):.1f} %")
-    trained_on = set((recognizer.info().get("protocol") or {}).get("training_speakers", []))
+    protocol = recognizer.info().get("protocol") or {}
+    trained_on = set(protocol.get("training_speakers", []))
+    picked_on = set(protocol.get("validation_speakers", [])) - trained_on
     seen = sorted(trained_on & {u.speaker for u in utterances})
     if seen:
         print(f"NOT speaker-independent: the model was trained on the speakers {', '.join(seen)}.")
-    elif not trained_on:
+    picked = sorted(picked_on & {u.speaker for u in utterances})
+    if picked:
+        print(f"NOT independent of these speakers: the model's epochs were picked on {', '.join(picked)}.")
+    if not trained_on:
         print("The model file does not say on which speakers it was trained: this may not be speaker-independent.")
     return 0
 
@@ -241,8 +247,9 @@ def reproduce(arguments: argparse.Namespace) -> int:
                 protocol=protocol,
                 seeds=arguments.seeds,
                 stages=stages,
-                faces=speech if settings.encoder is not None else None,
+                faces=_faces(arguments, settings, speech),
                 options=_options(arguments),
+                device=arguments.device,
                 jobs=arguments.jobs,
                 progress=StageBars(stack, arguments.quiet),
             )

@@ -212,6 +212,9 @@ def _fit(
         scaler.load_state_dict(saved["scaler"])
         averaged, best, best_epoch = saved["averaged"], saved["best"], saved["best_epoch"]
         history, first = saved["history"], saved["step"]
+    steps_found = processes.total(torch.tensor(first, device=processes.device))
+    if int(steps_found) != first * processes.world:
+        raise TrainingError(f"{checkpoint}: expected a checkpoint that all processes see, got one that only some see")
     if processes.first:
         log.rewind(stage.name, first)
     trained = module
@@ -274,7 +277,7 @@ def _fit(
             **dict(zip(("loss", *parts), values)),
             **schedule,
             "lr": rate,
-            "gradient_norm": float(norm),
+            "gradient_norm": float(norm) if norm.isfinite() else None,  # fp16 seeks its scale by steps it skips
             "seconds": round(time.perf_counter() - begin, 3),
         }
         waiting.append(record)

@@ -15,10 +15,13 @@ from .settings import Adversarial, Optimisation
 
 
 def class_weights(labels: Sequence[int], classes: int, power: float) -> Tensor:
-    """(classes,) weights, the ``power`` of the inverse frequency, whose mean over the utterances is 1."""
+    """(classes,) weights, the ``power`` of the inverse frequency, whose mean over the utterances is 1.
+
+    A class without utterances, which label smoothing alone asks for, weighs 1.
+    """
     counts = torch.bincount(torch.as_tensor(labels), minlength=classes).float()
     weights = (counts.sum() / (classes * counts.clamp(min=1))) ** power
-    return weights * (counts.sum() / (weights * counts).sum())
+    return torch.where(counts > 0, weights * (counts.sum() / (weights * counts).sum()), 1.0)
 
 
 def emotion_loss(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -31,11 +34,15 @@ def emotion_loss(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: fl
     return -(soft * weights * F.log_softmax(logits, dim=1)).sum(1).mean()
 
 
-def domain_loss(speech: Tensor, faces: Tensor) -> Tensor:
-    """Binary cross-entropy of domain logits, speech is 0, faces are 1: the mean of both domains' means."""
-    of_speech = F.binary_cross_entropy_with_logits(speech.float(), torch.zeros_like(speech, dtype=torch.float32))
-    of_faces = F.binary_cross_entropy_with_logits(faces.float(), torch.ones_like(faces, dtype=torch.float32))
-    return 0.5 * (of_speech + of_faces)
+def domain_loss(speech: Tensor, faces: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy of domain logits, speech is 0, faces are 1: the mean of both domains' means.
+
+    ``valid`` (B, L): the clips of ``speech`` (B, L, 1) that are judged; every row counts the same.
+    """
+    speech, faces = speech.float(), faces.float()
+    of_clips = F.binary_cross_entropy_with_logits(speech, torch.zeros_like(speech), reduction="none")
+    of_speech = of_clips if valid is None else reference.average_clips(of_clips, valid)
+    return 0.5 * (of_speech.mean() + F.binary_cross_entropy_with_logits(faces, torch.ones_like(faces)))
 
 
 def reversal_lambda(progress: float, settings: Adversarial) -> float:

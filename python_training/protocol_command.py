@@ -10,11 +10,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -25,8 +29,9 @@ from .data.prepared import PreparedCorpus
 from .distributed import Processes
 from .evaluation import Fold, ablation_table, fold_path, fold_result, read_folds, summarize, text_report, write_fold
 from .html_report import write_report
+from .loop import TrainingError
 from .protocols import RANDOM, Split, check_leakage, cross_corpus, map_labels, relabelled, splits
-from .run import Division, Options, environment, train_stages
+from .run import Division, Options, check_stages, environment, shown_faces, train_stages
 from .settings import Settings
 from .system import score
 
@@ -46,6 +51,7 @@ class Task:
     stages: tuple[str, ...]
     out: Path
     options: Options
+    device: str = "auto"
     keep: bool = False
 
     @property
@@ -56,16 +62,17 @@ class Task:
 def run_fold(task: Task, progress: Progress | None = None) -> Fold:
     """Train and test one fold and write its file; an interrupted one goes on where it was.
 
-    Faces of utterances under test are never shown; those of another corpus are, all of them.
+    Faces of utterances under test are never shown, nor those of validation; those of a corpus apart are, all of them.
     """
     speech = PreparedCorpus(task.speech)
     faces = None if task.faces is None else speech if task.faces == task.speech else PreparedCorpus(task.faces)
+    target = speech if task.target is None else PreparedCorpus(task.target)
     split = task.split
-    shown: list[int] = []
-    if faces is speech:
-        shown = [i for i in split.training if i in set(speech.with_face)]
-    elif faces is not None:
-        shown = faces.with_face
+    held = split.validation if task.target is not None else (*split.validation, *split.test)
+    shown = shown_faces(faces, speech, held, split.training)
+    if task.target is not None:
+        hidden = set(shown) - set(shown_faces(faces, target, range(len(target))))
+        shown = [i for i in shown if i not in hidden]
     system, spec, fitted = train_stages(
         task.settings,
         speech,
@@ -74,15 +81,15 @@ def run_fold(task: Task, progress: Progress | None = None) -> Fold:
         task.folder,
         seed=split.seed,
         faces=faces,
+        processes=Processes(device=torch.device(task.device)),
         options=dataclasses.replace(task.options, resume=True),
         progress=progress,
     )
-    target = speech if task.target is None else PreparedCorpus(task.target)
     tested: Sequence[Utterance] = target.utterances
     rows = list(split.test)
     if task.target_labels is not None:
-        kept = [i for i, u in enumerate(target.utterances) if u.label in task.target_labels]
-        tested, rows = relabelled(target.utterances, task.target_labels), [kept[i] for i in split.test]
+        kept = [i for i in target.with_speech if target.utterances[i].label in task.target_labels]
+        tested, rows = _tested(target, task.target_labels), [kept[i] for i in split.test]
     trained = set(task.stages)
     names = [m for m, s in (("mdscm", "mdscm"), ("avdal", "avdal"), ("fusion", "fusion")) if {s, "joint"} & trained]
     models = {
@@ -105,11 +112,79 @@ def run_fold(task: Task, progress: Progress | None = None) -> Fold:
     return fold
 
 
-def _worker(task: Task) -> str:
+def _tested(target: PreparedCorpus, labels: Mapping[int, int]) -> list[Utterance]:
+    """The utterances of another corpus that can be tested, with the labels of the one that is trained on."""
+    return relabelled([target.utterances[i] for i in target.with_speech], labels)
+
+
+def _splits(corpus: PreparedCorpus, protocol: str, seeds: Sequence[int]) -> list[Split]:
+    """The splits of the utterances with speech, as indices into the corpus."""
+    spoken = corpus.with_speech
+
+    def whole(rows: Sequence[int]) -> tuple[int, ...]:
+        return tuple(spoken[i] for i in rows)
+
+    return [
+        dataclasses.replace(s, training=whole(s.training), validation=whole(s.validation), test=whole(s.test))
+        for s in splits([corpus.utterances[i] for i in spoken], protocol, seeds)
+    ]
+
+
+def _devices(device: str) -> list[str]:
+    """Where folds run: every GPU in turn, or the CPU."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("evaluation: expected to be started without torchrun, got several processes; use --jobs")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda': expected a GPU that torch can use, found none")
+    if device == "cpu" or not torch.cuda.is_available():
+        return ["cpu"]
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM ends this process as an exception would, so that it does not leave its workers behind."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # whose signals are not ours
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _side_by_side(tasks: Sequence[Task], jobs: int, say: Callable[[str], None]) -> None:
+    """The folds, ``jobs`` at a time; one that fails is named and the others go on.  An interruption ends them all."""
+    failed: list[str] = []
+    others = multiprocessing.active_children()
+    with _sigterm_raises(), ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(_worker, task): f"{task.split.name}, seed {task.split.seed}" for task in tasks}
+        try:
+            for done, future in enumerate(as_completed(running), start=1):
+                error = future.exception()
+                if error is not None:
+                    failed.append(f"{running[future]}: {error}")
+                said = running[future] if error is None else f"failed: {failed[-1]}"
+                say(f"{said} ({done} of {len(tasks)})")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                if process not in others:
+                    process.terminate()
+            raise
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(tasks)} folds failed; {failed[0]}")
+
+
+def _worker(task: Task) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
     torch.set_num_threads(1)
     run_fold(task)
-    return task.split.name
 
 
 def evaluate_protocol(
@@ -125,6 +200,7 @@ def evaluate_protocol(
     mapping: Mapping[str, str] | None = None,
     allow_leakage: bool = False,
     options: Options | None = None,
+    device: str = "auto",
     jobs: int = 1,
     progress: Progress | None = None,
     say: Callable[[str], None] = print,
@@ -135,43 +211,62 @@ def evaluate_protocol(
     ``mapping`` says.  Finished folds found in ``out`` are not run again.  Speakers who are in training and under test
     are refused unless the protocol is the random one or ``allow_leakage`` is set; every output then says so.
     """
-    options = options or Options()
+    options, devices = options or Options(), _devices(device)
+    check_stages(stages)
+    if {"avdal", "joint"} & set(stages) and (faces is None or not faces.with_face):
+        raise ValueError(
+            f"{(faces or speech).folder}: expected faces for the stages {', '.join(stages)}, got none; prepare it with "
+            "--boxes, --face-clips or --detector, or name another corpus with --faces"
+        )
     labels = None
     if target is not None:
         found, lines = map_labels(speech.labels, target.labels, mapping)
         for line in lines:
             say(line)
         labels = dict(found)
-        tested = relabelled([target.utterances[i] for i in target.with_speech], labels)
+        tested = _tested(target, labels)
         chosen = [cross_corpus(speech.utterances, tested, seed, target.name) for seed in seeds]
+        # Parts of one corpus, prepared apart, have the same people.
+        shared = {u.speaker for u in tested} & set(speech.speakers) if target.name == speech.name else set()
+        if shared and not allow_leakage:
+            raise ValueError(
+                f"{protocol}: expected test speakers that are not in {speech.folder}, also of {speech.name}, got "
+                f"{', '.join(speaker or 'unknown ones' for speaker in sorted(shared))} in both"
+            )
+        chosen = [dataclasses.replace(split, shares_speakers=bool(shared)) for split in chosen]
     else:
-        chosen = splits(speech.utterances, protocol, seeds)
+        chosen = _splits(speech, protocol, seeds)
     for split in chosen:
         check_leakage(split, speech.utterances, allow_leakage or protocol == RANDOM)
     out.mkdir(parents=True, exist_ok=True)
     mark = out / "settings.json"
     asked = {**settings.to_dict(), "stages": list(stages), "protocol": protocol, "corpus": speech.name}
     asked["manifest_sha256"] = speech.manifest_sha256
+    asked["face_manifest_sha256"] = None if faces is None else faces.manifest_sha256
+    if target is not None:
+        counted = {target.labels[a]: speech.labels[b] for a, b in (labels or {}).items()}
+        asked["target"] = {"corpus": target.name, "manifest_sha256": target.manifest_sha256, "labels": counted}
     asked = json.loads(json.dumps(asked))
     if mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != asked:
         raise ValueError(f"{out}: expected folds of the settings in settings.json, got others; choose another folder")
     write_json(asked, mark)
-    about = environment(settings, speech, faces, min(seeds), Processes())
+    about = environment(settings, speech, faces, min(seeds), Processes(device=torch.device(devices[0])))
     write_json({**about, "seeds": list(seeds)}, out / "environment.json")
     where = None if faces is None else faces.folder
     tasks = [
         Task(settings, speech.folder, where, None if target is None else target.folder, labels, split,
-             tuple(stages), out, options)
-        for split in chosen
+             tuple(stages), out, options, devices[n % len(devices)])
+        for n, split in enumerate(chosen)
     ]  # fmt: skip
     waiting = [t for t in tasks if not fold_path(out / "evaluation", t.split.name, t.split.seed).exists()]
     if jobs > 1 and len(waiting) > 1:
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for done, future in enumerate(as_completed([pool.submit(_worker, task) for task in waiting]), start=1):
-                say(f"{future.result()} ({done} of {len(waiting)})")
+        _side_by_side(waiting, jobs, say)
     else:
         for task in waiting:
-            run_fold(task, progress)
+            try:
+                run_fold(task, progress)
+            except TrainingError as error:
+                raise ValueError(f"{task.split.name}, seed {task.split.seed}: {error}") from error
     summary = summarize(read_folds(out / "evaluation"), speech.labels, chosen)
     write_json(summary, out / "summary.json")
     first = tasks[0].folder

@@ -10,6 +10,7 @@ mdscm.safetensors, avdal.safetensors, system.safetensors
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 import platform
@@ -57,6 +58,45 @@ class Options:
     tensorboard: bool = False
 
 
+def check_stages(stages: Sequence[str]) -> None:
+    """ValueError for stages that do not exist or are out of order, and for a fusion of networks that nobody trained."""
+    unknown = [s for s in stages if s not in STAGES]
+    if unknown or not stages:
+        raise ValueError(f"stages: expected some of {', '.join(STAGES)}, got {', '.join(unknown) or 'none'}")
+    if list(stages) != [s for s in STAGES if s in stages]:
+        raise ValueError(f"stages: expected each once, in the order {', '.join(STAGES)}, got {', '.join(stages)}")
+    if "fusion" in stages and not {"mdscm", "avdal"} <= set(stages):
+        raise ValueError(
+            f"stages: expected mdscm and avdal before fusion, which trains neither, got {', '.join(stages)}"
+        )
+
+
+def shown_faces(
+    faces: PreparedCorpus | None, corpus: PreparedCorpus, held: Sequence[int], training: Sequence[int] = ()
+) -> list[int]:
+    """Items of ``faces`` that may be shown: none of the utterances ``held`` out of ``corpus``, in whichever folder they
+    are, and where both are one corpus none of a held speaker who is not in ``training`` either."""
+    if faces is None:
+        return []
+    keys = {corpus.utterances[i].key for i in held}
+    one = faces.name == corpus.name or any(u.key in keys for u in faces.utterances)
+    heard = {corpus.utterances[i].speaker for i in training}
+    speakers = {corpus.utterances[i].speaker for i in held} - heard if one else set()
+    known = faces.utterances
+    return [i for i in faces.with_face if known[i].key not in keys and known[i].speaker not in speakers]
+
+
+def _fingerprint(speech: PreparedCorpus, faces: PreparedCorpus | None, division: Division) -> dict[str, Any]:
+    """What a run learns from, as far as it must be the same when the run goes on."""
+    parts = {part: [int(i) for i in getattr(division, part)] for part in ("training", "validation", "faces")}
+    return {
+        "manifest_sha256": speech.manifest_sha256,
+        "face_manifest_sha256": None if faces is None else faces.manifest_sha256,
+        "validation_speakers": sorted({speech.utterances[i].speaker for i in parts["validation"]}),
+        "division_sha256": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
+    }
+
+
 def environment(
     settings: Settings, speech: PreparedCorpus, faces: PreparedCorpus | None, seed: int, processes: Processes
 ) -> dict[str, Any]:
@@ -102,36 +142,48 @@ def train_stages(
     interrupted goes on.  Raises Stopped when ``stop`` is asked for, TrainingError and ValueError in one sentence.
     """
     processes, options = processes or Processes(), options or Options()
-    unknown = [s for s in stages if s not in STAGES]
-    if unknown or not stages:
-        raise ValueError(f"stages: expected some of {', '.join(STAGES)}, got {', '.join(unknown) or 'none'}")
+    check_stages(stages)
     if not options.resume and any(folder.glob("*.pt")):
         raise ValueError(
             f"{folder}: expected a folder without checkpoints, got those of another run; resume it or choose another"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    data_asked = _fingerprint(speech, faces, division)
+    asked = json.loads(json.dumps({**settings.to_dict(), "stages": list(stages), "seed": seed, "data": data_asked}))
+    mark = folder / "settings.json"
+    if options.resume and mark.exists():
+        known = json.loads(mark.read_text(encoding="utf-8"))
+        others = sorted(k for k in {*known, *asked} if known.get(k) != asked.get(k))
+        if others:
+            raise ValueError(
+                f"{folder}: expected to resume with the settings in settings.json, got others ({', '.join(others)})"
+            )
     spec = ModelSpec(
         speech.labels, measured_front_end(speech, division.training, settings), settings.clip_rule, settings.network
     )
-    asked = json.loads(json.dumps({**settings.to_dict(), "stages": list(stages), "seed": seed}))
-    mark = folder / "settings.json"
-    if options.resume and mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != asked:
-        raise ValueError(f"{folder}: expected to resume with the settings in settings.json, got others")
-    if processes.first:
-        write_json(asked, mark)
-        write_json(environment(settings, speech, faces, seed, processes), folder / "environment.json")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         system = System(settings, options.backend).to(processes.device)
     if processes.device.type == "cpu":
         system = system.to(memory_format=torch.channels_last)
+    if system.avre is not None and system.fusion is not None:  # what does not fit is said now, not when it is written
+        parts = (spec.network, system.avre.encoder, system.fusion.fusion)
+        SystemSpec(spec.labels, spec.front_end, spec.clip_rule, *parts)
     data = Data(speech, division.training, division.validation, spec.front_end, faces, division.faces, options.skip_bad)
+    for name in stages:  # nor is hours later what a later stage lacks
+        stage_of(name, system, settings, data, processes, seed).plan.rows(0, processes.rank, processes.world)
+    if processes.first:
+        write_json(asked, mark)
+        write_json(environment(settings, speech, faces, seed, processes), folder / "environment.json")
     log = RunLog(folder if processes.first else None, options.tensorboard)
     fitted: dict[str, Fitted] = {}
     try:
         for name in stages:
             done = folder / f"{name}.pt"
-            if options.resume and done.exists():
+            found = options.resume and done.exists()
+            if processes.any(found) != found:
+                raise ValueError(f"{done}: expected a folder that all processes see, got one that only some see")
+            if found:
                 saved = torch.load(done, weights_only=True, map_location=processes.device)
                 system.load_state_dict(saved["system"])
                 fitted[name] = Fitted(saved["epoch"], saved["history"])
@@ -145,7 +197,8 @@ def train_stages(
                 save_atomically(
                     {"system": system.state_dict(), "epoch": fitted[name].epoch, "history": fitted[name].history}, done
                 )
-                (folder / f"checkpoint-{name}.pt").unlink(missing_ok=True)
+                for passed in (f"checkpoint-{name}", f"checkpoint-{name}-refit", f"picked-{name}"):
+                    (folder / f"{passed}.pt").unlink(missing_ok=True)
     finally:
         log.close()
     return system, spec, fitted
@@ -192,9 +245,6 @@ def _stage(
         again = stage_of(name, system, settings, whole, processes, seed)
         quiet = RunLog(None)
         fit(again, recipe, log=quiet, epochs=first.epoch, checkpoint=folder / f"checkpoint-{name}-refit.pt", **common)
-        if processes.first:
-            (folder / f"checkpoint-{name}-refit.pt").unlink(missing_ok=True)
-            picked.unlink(missing_ok=True)
     return first
 
 

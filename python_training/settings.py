@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -62,8 +63,17 @@ class Optimisation:
                     f"{name}: expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}, got {getattr(self, name)!r}"
                 )
         for name in ("epochs", "batch_size", "step_epochs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: expected at least 1, got {getattr(self, name)}")
+            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected a whole number of at least 1, got {getattr(self, name)!r}")
+        for names, highest in (
+            (("lr", "weight_decay", "warmup_epochs", "class_weights", "gradient_clip", "step_factor"), math.inf),
+            (("momentum", "label_smoothing", "ema", "pick_last"), 1.0),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if type(value) not in (int, float) or not 0 <= value <= highest:
+                    wanted = "a number of at least 0" if highest == math.inf else "a number from 0 to 1"
+                    raise ConfigError(f"{name}: expected {wanted}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -214,6 +224,8 @@ def load_settings(source: str | Path, overrides: Mapping[str, Any] | None = None
         at = data
         for section in sections:
             at = at.setdefault(section, {})
+            if not isinstance(at, dict):
+                raise ConfigError(f"{path}: expected {section} of {key} to be a section, got the value {at!r}")
         at[name] = value
     built: dict[str, Any] = {}
     for section, values in data.items():

@@ -22,7 +22,7 @@ from .health import PROBE_ITEMS, linear_probe, warnings_of
 from .losses import class_weights, domain_loss, emotion_loss, reversal_lambda
 from .metrics import confusion_matrix, unweighted_accuracy, weighted_accuracy
 from .settings import Settings
-from .system import System, score, utterance_clips
+from .system import System, fused_logits, score, utterance_clips
 
 Parts = dict[str, Tensor]
 
@@ -114,8 +114,8 @@ class AVDALModule(_Module):
         speech_part = self.emotion(of_speech, batch.targets)
         face_part = emotion_loss(of_faces.float(), batch.face_targets, self.face_weights, self.smoothing)
         # Padding is no speech: only clips that vote are judged.
-        spoken, shown = speech_domain[batch.valid], face_domain.flatten(0, 1)
-        domain = domain_loss(spoken, shown)
+        domain = domain_loss(speech_domain, face_domain, batch.valid)
+        spoken = reference.average_clips((speech_domain.detach() < 0).float(), batch.valid)
         emotions = speech_part + self.settings.face_weight * face_part
         reversed_ = self.settings.domain_weight * domain
         parts = {
@@ -124,7 +124,7 @@ class AVDALModule(_Module):
             "domain_loss": domain,
             "speech_accuracy": _right(of_speech, batch.labels),
             "face_accuracy": _right(of_faces, batch.face_labels),
-            "domain_accuracy": 0.5 * ((spoken.detach() < 0).float().mean() + (shown.detach() > 0).float().mean()),
+            "domain_accuracy": 0.5 * (spoken.mean() + (face_domain.detach() > 0).float().mean()),
         }
         return emotions + reversed_, parts, (emotions, reversed_)
 
@@ -138,7 +138,7 @@ class FusionModule(_Module):
         self.fusion = system.fusion
 
     def forward(self, batch: Inputs, schedule: Mapping[str, float]) -> tuple[Tensor, Parts]:
-        fused = self.fusion(batch.features, batch.scores).fused
+        fused = fused_logits(self.fusion, batch.features, batch.scores, batch.valid)
         loss = self.emotion(fused, batch.targets)
         return loss, {"speech_loss": loss, "speech_accuracy": _right(fused, batch.labels)}
 
@@ -155,19 +155,20 @@ class JointModule(_Module):
         assert self.system.fusion is not None
         loss, parts, _ = self.adversarial.losses(batch, schedule["lambda"])
         of_speech, _ = speech_loss(self, self.system.mdscm, batch)
-        fused = self.system.fusion(*self.system.fuse_inputs(batch.clips)).fused
+        fused = fused_logits(self.system.fusion, *self.system.fuse_inputs(batch.clips), batch.valid)
         of_fusion = self.emotion(fused, batch.targets)
         return loss + of_speech + of_fusion, {**parts, "speech_accuracy": _right(fused, batch.labels)}
 
 
 class Inputs:
-    """A batch of the fusion stage: features (N, L, D), scores (N, L, K), labels (N,), targets (N, K)."""
+    """A batch of the fusion stage: features (N, L, D), scores (N, L, K), the clips that vote (N, L), labels (N,),
+    targets (N, K)."""
 
-    def __init__(self, features: Tensor, scores: Tensor, labels: Tensor, targets: Tensor):
-        self.features, self.scores, self.labels, self.targets = features, scores, labels, targets
+    def __init__(self, features: Tensor, scores: Tensor, valid: Tensor, labels: Tensor, targets: Tensor):
+        self.features, self.scores, self.valid, self.labels, self.targets = features, scores, valid, labels, targets
 
     def to(self, device: torch.device) -> Inputs:
-        return Inputs(*(x.to(device) for x in (self.features, self.scores, self.labels, self.targets)))
+        return Inputs(*(x.to(device) for x in (self.features, self.scores, self.valid, self.labels, self.targets)))
 
 
 class Data:
@@ -310,15 +311,15 @@ class FusionStage:
         self.plan = Plan(range(len(data.training)), recipe.batch_size, seed=seed)
         self.labels = torch.tensor(labels)
         self.targets = F.one_hot(self.labels, classes).float()
-        self._inputs: tuple[Tensor, Tensor] | None = None
+        self._inputs: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         return self.plan.steps_per_epoch
 
     @torch.no_grad()
-    def inputs(self) -> tuple[Tensor, Tensor]:
-        """Features (utterances, L, D) and scores (utterances, L, K) of the training utterances."""
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (utterances, L, D), scores (utterances, L, K), the clips that vote (utterances, L), of training."""
         if self._inputs is None:
             self.system.eval()
             values = self.data.speech.features(self.data.front_end)
@@ -326,17 +327,18 @@ class FusionStage:
             for i in self.data.training:
                 known = values[i]
                 assert known is not None
-                clips, _ = utterance_clips(known, self.data.front_end, self.settings.clip_rule)
-                found.append([x.cpu() for x in self.system.fuse_inputs(clips[None].to(self.processes.device))])
-            features, scores = zip(*found)
-            self._inputs = torch.cat(features), torch.cat(scores)
+                clips, valid = utterance_clips(known, self.data.front_end, self.settings.clip_rule)
+                fused = self.system.fuse_inputs(clips[None].to(self.processes.device))
+                found.append([*(x.cpu() for x in fused), valid[None]])
+            features, scores, votes = zip(*found)
+            self._inputs = torch.cat(features), torch.cat(scores), torch.cat(votes)
         return self._inputs
 
     def batches(self, first: int, last: int) -> Iterator[Inputs]:
-        features, scores = self.inputs()
+        features, scores, valid = self.inputs()
         for step in range(first, last):
             rows = torch.tensor([d.speech for d in self.plan.rows(step, self.processes.rank, self.processes.world)])
-            yield Inputs(features[rows], scores[rows], self.labels[rows], self.targets[rows])
+            yield Inputs(features[rows], scores[rows], valid[rows], self.labels[rows], self.targets[rows])
 
     def facts(self, step: int, total: int) -> dict[str, float]:
         return {}

@@ -62,6 +62,19 @@ class System(nn.Module):
         return reference.fuse_inputs(speech.features, seen.features, speech.clip_logits, seen.clip_logits)
 
 
+def fused_logits(fusion: Fusion, features: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
+    """Logits (B, K) of ``fuse_inputs`` (B, L, ...): as in inference the LSTMs read only the clips that vote,
+    ``valid`` (B, L)."""
+    counts = valid.sum(1)
+    rows, fused = [], []
+    for count in counts.unique().tolist():
+        rows.append(torch.nonzero(counts == count)[:, 0])
+        votes = valid[rows[-1]]
+        parts = (x[rows[-1]][votes].unflatten(0, (len(votes), count)) for x in (features, scores))
+        fused.append(fusion(*parts).fused)
+    return torch.cat(fused)[torch.cat(rows).argsort()]
+
+
 def utterance_clips(values: np.ndarray, front_end: FrontEnd, rule: config.ClipRule) -> tuple[Tensor, Tensor]:
     """Clips (L, channels, frames, bands) and which of them vote (L,), of unnormalised features, as inference cuts."""
     engine = engine_module()
@@ -101,7 +114,7 @@ def score(
             found = system.avre(system.encoder_clips(together), valid).logits
         else:
             assert system.fusion is not None
-            found = system.fusion(*system.fuse_inputs(together)).fused
+            found = fused_logits(system.fusion, *system.fuse_inputs(together), valid)
         logits[rows] = found.float().cpu()
         for r in rows:
             del clips[r]
@@ -133,6 +146,8 @@ def measured_front_end(corpus: PreparedCorpus, chosen: Sequence[int], settings: 
         return front_end
     features = corpus.features(front_end)
     values = [f for f in (features[i] for i in chosen) if f is not None]
+    if not values:
+        raise ValueError(f"{corpus.folder}: expected utterances with speech to train on, got none")
     count = sum(v.shape[1] * v.shape[2] for v in values)
     mean = np.sum([v.sum((1, 2), dtype=np.float64) for v in values], 0) / count
     spread = np.sum([((v - mean[:, None, None]) ** 2).sum((1, 2)) for v in values], 0) / count

@@ -81,13 +81,13 @@ def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces:
     from .distributed import processes
     from .html_report import write_report
     from .loop import Stopped, TrainingError, stop_on_sigterm
-    from .run import Division, train_stages, write_models
+    from .run import Division, shown_faces, train_stages, write_models
 
     stages = stages_of(arguments.stages, settings)
     utterances = speech.utterances
     validation = held_out(utterances, arguments.validation)
     training = sorted(set(speech.with_speech) - set(validation))
-    shown = [i for i in faces.with_face if faces is not speech or i not in set(validation)] if faces else []
+    shown = shown_faces(faces, speech, validation, training)
     with ExitStack() as stack:
         joined = stack.enter_context(processes(arguments.device))
         stop = stack.enter_context(stop_on_sigterm())
@@ -110,6 +110,10 @@ def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces:
             if joined.first:
                 print(f"stopped; --resume goes on from {arguments.out}", file=sys.stderr)
             return 0
+        except KeyboardInterrupt:
+            if joined.first:
+                print(f"interrupted; --resume goes on from {arguments.out}", file=sys.stderr)
+            return 130
         except TrainingError as error:
             raise AvserError(str(error)) from error
         if joined.first:
@@ -119,10 +123,12 @@ def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces:
                 print(f"{name}: epoch {result.epoch} of {len(result.history)} kept{scored}")
                 for warning in result.history[-1].get("warnings", []) if result.history else []:
                     print(f"  warning: {warning}")
+            refit = any(settings.of_stage(name).refit for name in stages)
+            taught = {*training, *(validation if refit else ())}
             card = {
                 "data": {"corpus": speech.name, "manifest_sha256": speech.manifest_sha256},
                 "protocol": {
-                    "training_speakers": sorted({utterances[i].speaker for i in training}),
+                    "training_speakers": sorted({utterances[i].speaker for i in taught}),
                     "validation_speakers": list(arguments.validation),
                     "stages": stages,
                     "seed": arguments.seed,

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 import torch
 from small_corpus import TINY
 
+import avser_fast
 from avser_fast import reference
 from avser_fast.errors import ConfigError
 from avser_fast.ops import backends
@@ -31,7 +33,7 @@ from python_training.health import linear_probe, warnings_of
 from python_training.log import read_lines
 from python_training.loop import Stop, Stopped, TrainingError
 from python_training.losses import class_weights, domain_loss, emotion_loss, learning_rate, reversal_lambda
-from python_training.run import Division, Options, train_stages
+from python_training.run import Division, Options, shown_faces, train_stages, write_models
 from python_training.settings import Adversarial, Optimisation, Settings, load_settings
 from python_training.stages import Data, stage_of
 from python_training.system import System, measured_front_end, score
@@ -161,7 +163,7 @@ def test_both_backends_give_the_same(settings: Settings, artificial: PreparedCor
     assert not same(fused, plain), "two references would be compared"
 
 
-@pytest.mark.parametrize("amp", ["bf16"])
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_autocast_is_near(settings: Settings, artificial: PreparedCorpus, tmp_path: Path, amp: str) -> None:
     half = dataclasses.replace(settings, avdal=dataclasses.replace(settings.avdal, amp=amp))
     run(half, artificial, tmp_path / "half", ["avdal"])
@@ -170,6 +172,16 @@ def test_autocast_is_near(settings: Settings, artificial: PreparedCorpus, tmp_pa
     assert [r["loss"] for r in a] != [r["loss"] for r in b]
     for x, y in zip(a, b):
         assert x["loss"] == pytest.approx(y["loss"], rel=0.05)
+
+
+def test_steps_that_fp16_skips_are_logged_as_json(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path
+) -> None:
+    recipe = dataclasses.replace(settings.avdal, amp="fp16", gradient_clip=0.0)
+    steep = dataclasses.replace(settings, avdal=recipe, adversarial=Adversarial(face_weight=1e4))
+    system, _ = run(steep, artificial, tmp_path, ["avdal"])
+    assert read_lines(tmp_path / "log.jsonl")[0]["gradient_norm"] is None
+    assert all(value.isfinite().all() for value in system.state_dict().values())
 
 
 def test_refit_trains_again_on_everybody(settings: Settings, artificial: PreparedCorpus, tmp_path: Path) -> None:
@@ -208,6 +220,33 @@ def test_stopped_at_any_step_and_resumed_to_the_same_numbers(
     assert without_time(tmp_path / "run" / "epochs.jsonl") == without_time(folder / "epochs.jsonl")
     assert (tmp_path / "run" / "log.csv").read_text().count("\n") == (folder / "log.csv").read_text().count("\n")
     assert {n: f.epoch for n, f in fitted.items()} == {n: f.epoch for n, f in as_one.items()}
+
+
+def test_a_refit_stopped_at_any_step_and_resumed_to_the_same_numbers(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path
+) -> None:
+    recipes = {s: dataclasses.replace(getattr(settings, s), refit=True) for s in ("optimisation", "fusion")}
+    again = dataclasses.replace(settings, **recipes)  # type: ignore[arg-type]
+    stages = ["mdscm", "avdal", "fusion"]
+    expected, as_one = run(again, artificial, tmp_path / "whole", stages)
+    stop, steps = Stop(), [0]
+
+    def progress(stage: str, done: int, total: int, record: Any) -> None:
+        steps[0] += 1
+        stop.asked = steps[0] % 4 == 0
+
+    stops = 0
+    while True:
+        try:
+            system, fitted = run(again, artificial, tmp_path / "run", stages, resume=True, stop=stop, progress=progress)
+            break
+        except Stopped:
+            stops += 1
+            stop.asked = False
+    assert stops >= 4 and same(system, expected)
+    assert without_time(tmp_path / "run" / "log.jsonl") == without_time(tmp_path / "whole" / "log.jsonl")
+    assert {n: f.epoch for n, f in fitted.items()} == {n: f.epoch for n, f in as_one.items()}
+    assert sorted(p.name for p in (tmp_path / "run").glob("*.pt")) == ["avdal.pt", "fusion.pt", "mdscm.pt"]
 
 
 def command(corpus: PreparedCorpus, out: Path, *more: str) -> list[str]:
@@ -252,8 +291,11 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(
     with pytest.raises(ValueError, match="expected a folder without checkpoints, got those of another run"):
         run(settings, artificial, folder, ALL)
     other = dataclasses.replace(settings, adversarial=Adversarial(lam=0.5))
-    with pytest.raises(ValueError, match="expected to resume with the settings in settings.json, got others"):
+    with pytest.raises(ValueError, match=r"to resume with the settings in settings.json, got others \(adversarial\)"):
         run(other, artificial, folder, ALL, resume=True)
+    # What was trained on one division must not be validated on another.
+    with pytest.raises(ValueError, match=r"to resume with the settings in settings.json, got others \(data\)"):
+        run(settings, artificial, folder, ALL, resume=True, validation="Ses01F")
 
 
 def test_a_full_disk_is_named(
@@ -337,7 +379,7 @@ def test_class_weights_and_emotion_loss() -> None:
     assert weights[torch.tensor(labels)].mean() == pytest.approx(1.0) and weights[1] == pytest.approx(
         3 * float(weights[0])
     )
-    assert torch.equal(class_weights(labels, 3, 0.0), torch.ones(3))
+    assert torch.equal(class_weights(labels, 3, 0.0), torch.ones(3)) and weights[2] == 1
     logits, targets = torch.randn(8, 3), torch.eye(3)[labels]
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor(labels), label_smoothing=0.1)
     torch.testing.assert_close(emotion_loss(logits, targets, torch.ones(3), 0.1), expected)
@@ -350,6 +392,18 @@ def test_domain_loss_weighs_both_domains_alike() -> None:
     speech, faces = torch.full((6, 1), -2.0), torch.full((3, 1), -2.0)
     expected = 0.5 * (math.log1p(math.exp(-2)) + math.log1p(math.exp(2)))
     assert float(domain_loss(speech, faces)) == pytest.approx(expected)
+
+
+def test_every_utterance_counts_the_same_in_the_domain_loss() -> None:
+    """However many of its clips vote: so the parts of a batch in several processes add up to the whole."""
+    speech, faces = torch.randn(4, 5, 1), torch.randn(4, 2, 1)
+    valid = torch.arange(5) < torch.tensor([[5], [1], [2], [1]])
+    whole = domain_loss(speech, faces, valid)
+    parts = [domain_loss(speech[i : i + 2], faces[i : i + 2], valid[i : i + 2]) for i in (0, 2)]
+    torch.testing.assert_close(whole, (parts[0] + parts[1]) / 2)
+    rows = [torch.nn.functional.softplus(s[v]).mean() for s, v in zip(speech, valid)]
+    judged = torch.nn.functional.softplus(-faces).mean()
+    torch.testing.assert_close(whole, 0.5 * (sum(rows) / 4 + judged))
 
 
 def test_schedules() -> None:
@@ -415,14 +469,89 @@ def test_scores_are_those_of_single_utterances(settings: Settings, artificial: P
         torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("stages", [["mdscm", "avdal", "fusion"], ["joint"]])
+def test_a_file_answers_as_training_scored(artificial: PreparedCorpus, tmp_path: Path, stages: list[str]) -> None:
+    """With more clips than most utterances fill: only those that vote are averaged, and fused."""
+    settings = load_settings("avdal-small", {**TINY, "clip_rule.clips": 9})
+    speech = artificial.with_speech
+    parts = division(artificial)
+    system, spec, _ = train_stages(settings, artificial, parts, stages, tmp_path, faces=artificial)
+    assert len(write_models(tmp_path, system, spec, stages, {})) == 3
+    for model, name in (("mdscm", "mdscm"), ("avdal", "avdal"), ("fusion", "system")):
+        scored = score(system, model, artificial, speech, spec.front_end, spec.clip_rule).softmax(1)
+        for backend in ("engine", "reference"):
+            recognizer = avser_fast.load(tmp_path / f"{name}.safetensors", backend=backend)
+            found = recognizer.infer([artificial.item(i) for i in speech])
+            answered = torch.tensor([[result.scores[label] for label in artificial.labels] for result in found])
+            torch.testing.assert_close(answered, scored, rtol=1e-5, atol=1e-6, msg=f"{model}, {backend}")
+
+
 def test_what_cannot_be_trained_is_named(settings: Settings, artificial: PreparedCorpus, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="stages: expected some of mdscm, avdal, fusion, joint, got x"):
         run(settings, artificial, tmp_path / "a", ["x"])
     with pytest.raises(ValueError, match="stage avdal: expected a corpus with faces, got none"):
         train_stages(settings, artificial, Division(artificial.with_speech), ["avdal"], tmp_path / "b")
     alone = dataclasses.replace(settings, encoder=None)
-    with pytest.raises(ValueError, match=r"stage fusion: expected a recipe with an \[encoder\]"):
-        run(alone, artificial, tmp_path / "c", ["fusion"])
+    with pytest.raises(ValueError, match=r"stage avdal: expected a recipe with an \[encoder\]"):
+        run(alone, artificial, tmp_path / "c", ["mdscm", "avdal"])
+    with pytest.raises(ValueError, match="stages: expected each once, in the order mdscm, .*, got avdal, mdscm"):
+        run(settings, artificial, tmp_path / "d", ["avdal", "mdscm"])
+    with pytest.raises(ValueError, match="stages: expected each once, in the order mdscm, .*, got mdscm, mdscm"):
+        run(settings, artificial, tmp_path / "d", ["mdscm", "mdscm"])
+    with pytest.raises(ValueError, match="stages: expected mdscm and avdal before fusion, .*, got avdal, fusion"):
+        run(settings, artificial, tmp_path / "d", ["avdal", "fusion"])
+    with pytest.raises(ValueError, match="expected utterances with speech to train on, got none"):
+        train_stages(settings, artificial, Division(()), ["mdscm"], tmp_path / "e")
+    for change, wanted in (
+        ({"epochs": 2.5}, "epochs: expected a whole number of at least 1, got 2.5"),
+        ({"epochs": True}, "epochs: expected a whole number of at least 1, got True"),
+        ({"lr": "high"}, "lr: expected a number of at least 0, got 'high'"),
+        ({"pick_last": 2.0}, "pick_last: expected a number from 0 to 1, got 2.0"),
+    ):
+        with pytest.raises(ConfigError, match=wanted):
+            Optimisation(**change)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="expected epochs of avdal.epochs.x to be a section, got the value 30"):
+        load_settings("avdal-small", {"avdal.epochs.x": 1})
+
+
+def test_what_a_later_stage_lacks_is_said_before_the_first_is_trained(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="stage avdal: expected a corpus with faces, got none"):
+        train_stages(settings, artificial, Division(artificial.with_speech), ["mdscm", "avdal"], tmp_path / "a")
+    three = load_settings("avdal-small", {**TINY, "encoder.classes": 3, "encoder.mdscm.classes": 3})
+    with pytest.raises(ConfigError, match="encoder.classes: expected 4, got 3"):
+        run(three, artificial, tmp_path / "b", ["mdscm", "avdal"])
+    assert not list(tmp_path.rglob("log.jsonl")) and not list(tmp_path.rglob("settings.json"))
+
+
+def test_faces_of_held_speakers_are_hidden_in_every_folder(artificial: PreparedCorpus, tmp_path: Path) -> None:
+    shutil.copytree(artificial.folder, tmp_path / "again")
+    again, parts = PreparedCorpus(tmp_path / "again"), division(artificial)
+    for faces in (artificial, again):
+        shown = shown_faces(faces, artificial, parts.validation, parts.training)
+        assert shown and not {faces.utterances[i].speaker for i in shown} & {"Ses02M"}
+        # A speaker who also trains is heard already; the held utterances themselves are not shown.
+        assert shown_faces(faces, artificial, [0], range(1, 20)) == [i for i in faces.with_face if i != 0]
+    assert shown_faces(None, artificial, []) == []
+
+
+def test_a_card_names_the_speakers_of_a_refit(
+    artificial: PreparedCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--stages", "mdscm", "--set", "optimisation.epochs=2"]
+    everybody = ["Ses01F", "Ses01M", "Ses02F", "Ses02M"]
+    for refit, taught in (("true", everybody), ("false", everybody[:3])):
+        out = tmp_path / refit
+        assert main([*command(artificial, out, *small, "--set", f"optimisation.refit={refit}")]) == 0
+        model = out / "mdscm.safetensors"
+        protocol = avser_fast.load(model).info()["protocol"]
+        assert protocol["training_speakers"] == taught and protocol["validation_speakers"] == ["Ses02M"]
+        assert sorted(p.name for p in out.glob("*.pt")) == ["mdscm.pt"]
+        capsys.readouterr()
+        assert main(["evaluate", "--dataset", str(artificial.folder), "--model", str(model), "--quiet"]) == 0
+        picked = "the model's epochs were picked on Ses02M" in capsys.readouterr().out
+        assert picked == (refit == "false")
 
 
 def test_command_line_errors(artificial: PreparedCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_corpus import TINY
 
 import avser_fast
 from avser_fast.ops import backends
 from python_training import protocol_command
 from python_training.__main__ import main
-from python_training.data import PreparedCorpus
+from python_training.data import PreparedCorpus, prepare, read_corpus
+from python_training.data.boxes import Boxes, with_boxes
 from python_training.data.synthetic import write_iemocap
 from python_training.evaluation import read_folds
 from python_training.protocol_command import evaluate_protocol, show
@@ -147,9 +153,114 @@ def test_another_corpus_is_tested_with_its_labels_mapped(
     assert said[0] == "label ang of the target counts as ang" and not summary["leakage"]
 
 
+@pytest.fixture(scope="module")
+def partly_silent(tmp_path_factory: pytest.TempPathFactory) -> PreparedCorpus:
+    """An artificial corpus whose first turns have faces and no speech."""
+    folder = tmp_path_factory.mktemp("silent")
+    tree = write_iemocap(folder / "tree", sessions=2, dialogs=2, turns=8)
+    corpus = with_boxes(read_corpus("iemocap", tree.root), Boxes(tree.boxes), detect=False)
+    muted = tuple(dataclasses.replace(u, path=None) if u.key.endswith("F000") else u for u in corpus.utterances)
+    prepare(dataclasses.replace(corpus, utterances=muted), folder / "out")
+    return PreparedCorpus(folder / "out")
+
+
+def test_utterances_without_speech_are_not_tested(
+    settings: Settings, artificial: PreparedCorpus, partly_silent: PreparedCorpus, tmp_path: Path
+) -> None:
+    spoken = [partly_silent.utterances[i] for i in partly_silent.with_speech]
+    assert 0 < len(spoken) < len(partly_silent)
+    evaluate(settings, partly_silent, tmp_path / "own", faces=partly_silent, stages=["mdscm"])
+    folds = read_folds(tmp_path / "own/evaluation")
+    assert sorted(k for f in folds for k in f["keys"]) == [u.key for u in spoken]
+    # Of another corpus too, each beside its own answer: those of the whole corpus for the same utterances.
+    for name, target in (("part", partly_silent), ("whole", artificial)):
+        other = [dataclasses.replace(u, path=None) for u in artificial.utterances]  # the same recordings are refused
+        source = PreparedCorpus(artificial.folder)
+        source.utterances = tuple(other)
+        cross = {"protocol": "cross-corpus", "target": target, "stages": ["mdscm"]}
+        with pytest.raises(ValueError, match="cross-corpus: expected test speakers that are not in .*Ses02M in both"):
+            evaluate(settings, source, tmp_path / name, **cross)
+        summary = evaluate(settings, source, tmp_path / name, allow_leakage=True, **cross)
+        assert summary["leakage"].startswith("NOT speaker-independent")
+    (part,), (whole,) = (read_folds(tmp_path / name / "evaluation") for name in ("part", "whole"))
+    assert part["keys"] == [u.key for u in spoken] and part["truth"] == [u.label for u in spoken]
+    answers = dict(zip(whole["keys"], whole["models"]["mdscm"]))
+    assert part["models"]["mdscm"] == [answers[key] for key in part["keys"]]
+
+
+def test_faces_of_tested_speakers_are_hidden_where_they_are_prepared_again(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(artificial.folder, tmp_path / "again")
+    divisions: list[Any] = []
+    real = protocol_command.train_stages
+
+    def train_stages(settings: Settings, speech: PreparedCorpus, division: Any, *rest: Any, **more: Any) -> Any:
+        divisions.append(division)
+        return real(settings, speech, division, *rest, **more)
+
+    monkeypatch.setattr(protocol_command, "train_stages", train_stages)
+    faces = PreparedCorpus(tmp_path / "again")
+    evaluate(settings, artificial, tmp_path / "out", stages=["avdal"], faces=faces)
+    assert len(divisions) == 2
+    for division in divisions:
+        assert sorted(division.faces) == sorted(division.training)
+
+
+def test_a_fold_that_fails_is_named_and_the_others_go_on(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path
+) -> None:
+    (tmp_path / "session-Ses01-seed0").mkdir()
+    (tmp_path / "session-Ses01-seed0/settings.json").write_text("{}")
+    said: list[str] = []
+    with pytest.raises(ValueError, match="1 of 2 folds failed; session-Ses01, seed 0: .* expected to resume"):
+        evaluate(settings, artificial, tmp_path, stages=["mdscm"], jobs=2, say=said.append)
+    assert [f["name"] for f in read_folds(tmp_path / "evaluation")] == ["session-Ses02"] and len(said) == 2
+    wild = dataclasses.replace(
+        settings, optimisation=dataclasses.replace(settings.optimisation, lr=1e30, gradient_clip=0.0)
+    )
+    with pytest.raises(ValueError, match="session-Ses01, seed 0: stage mdscm, step .: expected a finite loss"):
+        evaluate(wild, artificial, tmp_path / "wild", stages=["mdscm"])
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_all_jobs(artificial: PreparedCorpus, tmp_path: Path, sent: int) -> None:
+    command = [sys.executable, "-m", "python_training", "evaluate", "--dataset", str(artificial.folder), *SET]
+    command += ["--config", "avdal-small", "--set", "optimisation.epochs=100000", "--stages", "mdscm", "--quiet"]
+    command += ["--protocol", "leave-one-speaker-out", "--jobs", "2", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while len(list(tmp_path.glob("*/epochs.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=30)  # the workers hold standard error open: it ends with the last of them
+    assert process.returncode == 128 + sent, err
+    assert ("goes on from what is finished" in err) == (sent == signal.SIGINT)
+
+
+def test_folds_run_where_they_are_told_to(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="device 'cuda': expected a GPU that torch can use, found none"):
+        evaluate(settings, artificial, tmp_path, device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(protocol_command, "environment", lambda *arguments: {})
+    monkeypatch.setattr(protocol_command, "_side_by_side", lambda waiting, *rest: tasks.extend(waiting))
+    with pytest.raises(ValueError, match="expected at least one fold"):
+        evaluate(settings, artificial, tmp_path, protocol="leave-one-speaker-out", jobs=2)
+    assert [task.device for task in tasks] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="expected to be started without torchrun, got several processes"):
+        evaluate(settings, artificial, tmp_path)
+
+
 def test_command_with_two_jobs(artificial: PreparedCorpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", "--dataset", str(artificial.folder), "--config", "avdal-small", *SET, "--quiet",
-               "--protocol", "leave-one-session-out", "--stages", "mdscm", "--threads", "1"]  # fmt: skip
+               "--protocol", "leave-one-session-out", "--stages", "mdscm", "--threads", "1",
+               "--seeds", "0,0"]  # fmt: skip
     assert main([*command, "--out", str(tmp_path / "one")]) == 0
     alone = capsys.readouterr().out
     assert main([*command, "--out", str(tmp_path / "two"), "--jobs", "2"]) == 0
@@ -164,6 +275,10 @@ def test_reproduce_on_an_artificial_tree(tmp_path: Path, capsys: pytest.CaptureF
     command = ["reproduce", "iemocap", "--root", str(tree.root), "--out", str(tmp_path / "out"), "--quiet",
                "--boxes", str(tree.root / "boxes.json"), "--config", "avdal-small", *SET,
                "--protocols", "random-80-20,leave-one-session-out"]  # fmt: skip
+    assert main([a for a in command if a not in ("--boxes", str(tree.root / "boxes.json"))]) == 1
+    assert "expected faces for the stages mdscm, avdal, fusion, got none; prepare it with --boxes" in (
+        capsys.readouterr().err
+    )
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "counts that are not the release's" in printed
