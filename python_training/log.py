@@ -20,13 +20,13 @@ COLUMNS = (
     "speech_loss",
     "face_loss",
     "domain_loss",
+    "fusion_loss",
     "lambda",
     "lr",
     "speech_accuracy",
     "face_accuracy",
     "domain_accuracy",
     "gradient_norm",
-    "skipped",
     "seconds",
 )
 

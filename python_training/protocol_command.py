@@ -251,13 +251,13 @@ def evaluate_protocol(
         raise ValueError(f"{out}: expected folds of the settings in settings.json, got others; choose another folder")
     write_json(asked, mark)
     about = environment(settings, speech, faces, min(seeds), Processes(device=torch.device(devices[0])))
-    write_json({**about, "seeds": list(seeds)}, out / "environment.json")
     where = None if faces is None else faces.folder
     tasks = [
         Task(settings, speech.folder, where, None if target is None else target.folder, labels, split,
              tuple(stages), out, options, devices[n % len(devices)])
         for n, split in enumerate(chosen)
     ]  # fmt: skip
+    write_json({**about, "seeds": list(seeds), "curves_of": tasks[0].folder.name}, out / "environment.json")
     waiting = [t for t in tasks if not fold_path(out / "evaluation", t.split.name, t.split.seed).exists()]
     if jobs > 1 and len(waiting) > 1:
         _side_by_side(waiting, jobs, say)

@@ -175,6 +175,9 @@ def train_stages(
     if processes.first:
         write_json(asked, mark)
         write_json(environment(settings, speech, faces, seed, processes), folder / "environment.json")
+        if not options.resume:  # lines of a run that left no checkpoint
+            for name in ("log.jsonl", "log.csv", "epochs.jsonl", "embeddings.npz"):
+                (folder / name).unlink(missing_ok=True)
     log = RunLog(folder if processes.first else None, options.tensorboard)
     fitted: dict[str, Fitted] = {}
     try:

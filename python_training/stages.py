@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from avser_fast import reference
 from avser_fast.config import FrontEnd
-from avser_fast.nn import MDSCM
+from avser_fast.nn import MDSCM, ClipOutput
 
 from .data.augment import Augmentation
 from .data.batches import Batch, Plan, Samples, batches
@@ -53,15 +53,16 @@ class MDSCMModule(_Module):
         return speech_loss(self, self.mdscm, batch)
 
 
-def speech_loss(module: _Module, mdscm: MDSCM, batch: Batch) -> tuple[Tensor, Parts]:
-    """Cross-entropy of a batch of speech.
+def speech_loss(module: _Module, mdscm: MDSCM, batch: Batch, heard: ClipOutput | None = None) -> tuple[Tensor, Parts]:
+    """Cross-entropy of a batch of speech; ``heard`` is what the network makes of its clips, where that is known.
 
     A statistics path learns apart from the convolutions: each path is asked for the whole answer from its half of the
     head (the bias is shared), so that neither leans on the other, and the logits of the network are the mean of both.
     Only the convolutions are shown augmented clips: masks and mixtures would spoil what the statistics measure.
     """
     if mdscm.statistics is None:
-        logits = reference.average_clips(mdscm(batch.clips).clip_logits, batch.valid)
+        output = mdscm(batch.clips) if heard is None else heard
+        logits = reference.average_clips(output.clip_logits, batch.valid)
         loss = module.emotion(logits, batch.targets)
         return loss, {"speech_loss": loss, "speech_accuracy": _right(logits, batch.labels)}
     assert batch.clean is not None
@@ -75,6 +76,21 @@ def speech_loss(module: _Module, mdscm: MDSCM, batch: Batch) -> tuple[Tensor, Pa
     hard = F.one_hot(batch.labels, network.classes).to(batch.targets.dtype)
     loss = 0.5 * (module.emotion(body, batch.targets) + module.emotion(frames, hard))
     return loss, {"speech_loss": loss, "speech_accuracy": _right(body + frames, batch.labels)}
+
+
+class Losses(NamedTuple):
+    """Of a batch of both domains: the ``whole`` loss is that of the ``emotions`` plus that of the ``domain``, which
+    gradient reversal turns around; ``features`` (N, L, D) and ``clip_logits`` (N, L, K) are those of the speech."""
+
+    emotions: Tensor
+    domain: Tensor
+    parts: Parts
+    features: Tensor
+    clip_logits: Tensor
+
+    @property
+    def whole(self) -> Tensor:
+        return self.emotions + self.domain
 
 
 class AVDALModule(_Module):
@@ -91,11 +107,10 @@ class AVDALModule(_Module):
         self.settings = settings.adversarial
 
     def forward(self, batch: Batch, schedule: Mapping[str, float]) -> tuple[Tensor, Parts]:
-        loss, parts, _ = self.losses(batch, schedule["lambda"])
-        return loss, parts
+        losses = self.losses(batch, schedule["lambda"])
+        return losses.whole, losses.parts
 
-    def losses(self, batch: Batch, lam: float) -> tuple[Tensor, Parts, tuple[Tensor, Tensor]]:
-        """The whole loss, its parts, and its two halves: of the emotions and of the domain."""
+    def losses(self, batch: Batch, lam: float) -> Losses:
         assert batch.faces is not None and batch.face_labels is not None and batch.face_targets is not None
         clips, faces = self._see[0](batch.clips), self._see[1](batch.faces)
         count, seen = clips.shape[0], clips.shape[1]
@@ -126,7 +141,8 @@ class AVDALModule(_Module):
             "face_accuracy": _right(of_faces, batch.face_labels),
             "domain_accuracy": 0.5 * (spoken.mean() + (face_domain.detach() > 0).float().mean()),
         }
-        return emotions + reversed_, parts, (emotions, reversed_)
+        features, _ = split(output.features)
+        return Losses(emotions, reversed_, parts, features, speech)
 
 
 class FusionModule(_Module):
@@ -153,11 +169,14 @@ class JointModule(_Module):
 
     def forward(self, batch: Batch, schedule: Mapping[str, float]) -> tuple[Tensor, Parts]:
         assert self.system.fusion is not None
-        loss, parts, _ = self.adversarial.losses(batch, schedule["lambda"])
-        of_speech, _ = speech_loss(self, self.system.mdscm, batch)
-        fused = fused_logits(self.system.fusion, *self.system.fuse_inputs(batch.clips), batch.valid)
+        seen = self.adversarial.losses(batch, schedule["lambda"])
+        heard = self.system.mdscm(batch.clips)
+        of_speech, _ = speech_loss(self, self.system.mdscm, batch, heard)
+        inputs = reference.fuse_inputs(heard.features, seen.features, heard.clip_logits, seen.clip_logits)
+        fused = fused_logits(self.system.fusion, *inputs, batch.valid)
         of_fusion = self.emotion(fused, batch.targets)
-        return loss + of_speech + of_fusion, {**parts, "speech_accuracy": _right(fused, batch.labels)}
+        parts = {**seen.parts, "fusion_loss": of_fusion, "speech_accuracy": _right(fused, batch.labels)}
+        return seen.whole + of_speech + of_fusion, parts
 
 
 class Inputs:
@@ -232,7 +251,8 @@ class SpeechStage:
             data.front_end,
             settings.clip_rule,
             seed=seed,
-            crops=settings.batches.crops,
+            # Fusion reads the clips of an utterance one after the other.
+            crops=settings.batches.crops and name != "joint",
             augmentation=settings.augmentation,
             faces=data.faces if adversarial else None,
             face_frames=settings.batches.face_frames,
@@ -279,10 +299,10 @@ class SpeechStage:
         assert isinstance(module, AVDALModule)
         (batch,) = batches(self.plan, self.samples, first=step, last=step + 1)
         body = [p for p in module.avre.body.parameters() if p.requires_grad]
-        _, _, halves = module.losses(batch.to(self.processes.device), lam)
+        losses = module.losses(batch.to(self.processes.device), lam)
         norms = []
-        for half in halves:
-            gradients = torch.autograd.grad(half, body, retain_graph=half is halves[0], allow_unused=True)
+        for half in (losses.emotions, losses.domain):
+            gradients = torch.autograd.grad(half, body, retain_graph=half is losses.emotions, allow_unused=True)
             norms.append(sum(float(g.square().sum()) for g in gradients if g is not None) ** 0.5)
         return norms[1] / norms[0] if norms[0] > 0 else None
 

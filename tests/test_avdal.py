@@ -127,6 +127,26 @@ def test_a_stage_trains_its_own_networks_alone(settings: Settings, artificial: P
         assert changed == ({trained} if trained else {"mdscm", "avre", "fusion"})
 
 
+def test_joint_training_fuses_what_inference_fuses(settings: Settings, artificial: PreparedCorpus) -> None:
+    """The clips of the clip rule, in order, and each network asked once."""
+    from python_training.distributed import Processes
+
+    system = System(settings)
+    front = measured_front_end(artificial, artificial.with_speech, settings)
+    data = Data(artificial, artificial.with_speech, (), front, artificial, artificial.with_face)
+    stage = stage_of("joint", system, settings, data, Processes(), 0)
+    (batch,) = stage.batches(0, 1)
+    assert batch.clips.shape[1] == settings.clip_rule.clips == 3
+    asked: list[str] = []
+    for name, network in (("mdscm", system.mdscm), ("avre", system.avre), ("fusion", system.fusion)):
+        assert network is not None
+        network.register_forward_hook(lambda *_, name=name: asked.append(name))
+    loss, parts = stage.module(batch, {"lambda": 0.5})
+    assert (
+        sorted(asked) == ["avre", "fusion", "mdscm"] and float(loss.detach()) > float(parts["fusion_loss"].detach()) > 0
+    )
+
+
 def test_the_gradient_of_the_domain_is_reversed_in_the_encoder_alone(
     settings: Settings, artificial: PreparedCorpus
 ) -> None:
@@ -141,7 +161,7 @@ def test_the_gradient_of_the_domain_is_reversed_in_the_encoder_alone(
     body, domain = list(system.avre.body.parameters()), list(system.avre.domain.parameters())
 
     def gradients(lam: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        half = stage.module.losses(batch, lam)[2][1]  # type: ignore[operator]
+        half = stage.module.losses(batch, lam).domain  # type: ignore[operator]
         found = torch.autograd.grad(half, body + domain, allow_unused=True)
         return [g for g in found[: len(body)] if g is not None], list(found[len(body) :])
 
