@@ -50,21 +50,20 @@ def write_corpus(folder: Path, utterances: int, kind: str) -> None:
 def _compute(manifest: Path, workers: int, features: bool) -> None:
     """What preparing cannot do without, by as many threads: every file decoded; with ``features`` also its digest and
     its features."""
-    import hashlib
     from concurrent.futures import ThreadPoolExecutor
 
     from python_training.data import read_corpus
     from python_training.data.features import compute_features, read_spans
+    from python_training.data.files import file_digest
     from python_training.data.prepare import in_order
     from python_training.settings import load_settings
 
     front_end = load_settings(CONFIG).front_end.front_end()
 
     def work(path: Path) -> None:
-        data = path.read_bytes()
-        (waveform,), _ = read_spans(data, [(0.0, None)], path)
+        (waveform,), _ = read_spans(path, [(0.0, None)])
         if features:
-            hashlib.sha256(data).hexdigest()
+            file_digest(path)
             compute_features(waveform, front_end)
 
     paths = [u.path for u in read_corpus("manifest", manifest).utterances if u.path is not None]

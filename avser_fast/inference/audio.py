@@ -244,8 +244,13 @@ def _read_file(file: IO[bytes], name: str) -> Waveform:
         import soundfile
     except (ImportError, OSError) as error:  # OSError: the module is there, its library is not
         return _read_wave(file, head, error, name)
+    source: Any = file
+    if isinstance(file, io.BufferedReader):
+        # A descriptor is read by libsndfile itself; a file object is read through Python, one thread at a time.
+        source = file.fileno()
+        os.lseek(source, 0, os.SEEK_SET)
     try:
-        sound = soundfile.SoundFile(file)
+        sound = soundfile.SoundFile(source, closefd=False)
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise InputError(
             f"{name}: expected an audio file ({_FORMATS}), got something else ({_reason(error)})"

@@ -20,15 +20,15 @@ _REVISION = 1
 
 
 def read_spans(
-    data: bytes, spans: list[tuple[float, float | None]], path: Path, sampling_rate: int = SAMPLING_RATE
+    path: Path, spans: list[tuple[float, float | None]], sampling_rate: int = SAMPLING_RATE
 ) -> tuple[list[np.ndarray | InputError], int]:
-    """The waveforms (n,) of ``spans`` (start and end in seconds, None: the end) of an audio file's bytes, and the
-    file's own sampling rate.
+    """The waveforms (n,) of ``spans`` (start and end in seconds, None: the end) of an audio file, and its own sampling
+    rate.
 
     Decoded, averaged to mono and scaled as ``infer`` does, at int16 scale: int16 where that loses nothing, else
     float32.  A file that cannot be read raises InputError; a span outside of it is one, in its place.
     """
-    sound = load_item(data, None, str(path))
+    sound = load_item(path, None, str(path))
     waveforms: list[np.ndarray | InputError] = []
     for start, end in spans:
         first = round(start * sound.rate)

@@ -209,14 +209,13 @@ def _store_sounds(
     def work(job: tuple[Path, tuple[Utterance, ...]]) -> tuple[str, list[Any], int]:
         """Digest of a file, what is new of it (waveform and its features, or an error), and its rate."""
         path, utterances = job
-        data = path.read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
+        digest = file_digest(path)
         spans = [(u.start, u.end) for u in utterances]
         new = [s for s in spans if not all(_span_key(digest, *s) in s_ for s_ in (waveforms, *(x for _, x in stores)))]
         made: list[Any] = [None] * len(spans)
         rate = 0
         if new:
-            decoded, rate = read_spans(data, new, path)
+            decoded, rate = read_spans(path, new)
             of = dict(zip(new, decoded))
             for place, span in enumerate(spans):
                 value = of.get(span)
