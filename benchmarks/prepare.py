@@ -3,8 +3,8 @@
 The corpus is the shipped recordings over and over, each time with other noise in the last bit, so that no two files
 are the same.  Measured, each in a fresh process: the whole of ``prepare`` (decoding, checks, digests, waveforms and
 features to disk), the same number of threads that only decode, or decode and compute digests and features but store
-nothing (all of it compiled code), preparing again when everything is cached, and the largest resident memory for the
-whole corpus and for a tenth of it.
+nothing (all of it compiled code), writing as many bytes, preparing again when everything is
+cached, and the largest resident memory for the whole corpus and for a tenth of it.
 """
 
 from __future__ import annotations
@@ -72,6 +72,18 @@ def _compute(manifest: Path, workers: int, features: bool) -> None:
             pass
 
 
+def _write(like: Path, out: Path) -> None:
+    """As many bytes as the folder ``like`` holds, in files of the size of a shard."""
+    from avser_fast.inference.weights import write_bytes
+    from python_training.data.store import SHARD_BYTES
+
+    out.mkdir()
+    left = sum(p.stat().st_size for p in like.rglob("*") if p.is_file())
+    block = os.urandom(SHARD_BYTES)
+    for number in range(-(-left // SHARD_BYTES)):
+        write_bytes(out / str(number), block)
+
+
 def _prepare(manifest: Path, workers: int, out: Path) -> None:
     from python_training.data import prepare, read_corpus
     from python_training.settings import load_settings
@@ -84,7 +96,9 @@ def _prepare(manifest: Path, workers: int, out: Path) -> None:
 def one(what: str, manifest: Path, workers: int, out: Path) -> dict[str, float]:
     """Seconds, processor seconds and resident memory of one of the measured things, in this process."""
     begin = time.perf_counter()
-    if what in ("decode", "compute"):
+    if what == "write":
+        _write(manifest, out)
+    elif what in ("decode", "compute"):
         _compute(manifest, workers, features=what == "compute")
     else:
         _prepare(manifest, workers, out)
@@ -114,6 +128,8 @@ def measure(folder: Path, utterances: int, workers: int, kinds: tuple[str, ...] 
             turns.append((fresh("decode", manifest, workers, out), fresh("prepare", manifest, workers, out)))
         again = fresh("prepare", manifest, workers, out)
         compute = fresh("compute", manifest, workers, out)
+        write = fresh("write", out, workers, folder / "written")
+        shutil.rmtree(folder / "written")
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))
         shutil.rmtree(out)
         tenth = fresh("prepare", folder / "tenth" / "manifest.jsonl", workers, out)
@@ -129,8 +145,10 @@ def measure(folder: Path, utterances: int, workers: int, kinds: tuple[str, ...] 
             "hours_per_second": hours / whole["seconds"],
             "cores_busy": whole["processor_seconds"] / whole["seconds"],
             "compute_alone": compute,
+            "write_alone": write,
             "share_of_decoding": decode["processor_seconds"] / whole["processor_seconds"],
             "share_of_compiled_code": compute["processor_seconds"] / whole["processor_seconds"],
+            "share_of_writing": write["processor_seconds"] / whole["processor_seconds"],
             "resident_mb": whole["resident_mb"],
             "resident_mb_of_a_tenth": tenth["resident_mb"],
         }
@@ -155,7 +173,8 @@ def main(arguments: list[str]) -> int:
         print(
             f"{kind}: {figures['hours_per_second']:.2f} hours of audio per second, {figures['cores_busy']:.2f} cores "
             f"busy, decoding {100 * figures['share_of_decoding']:.0f} % of the work (with digests and features "
-            f"{100 * figures['share_of_compiled_code']:.0f} %), again "
+            f"{100 * figures['share_of_compiled_code']:.0f} %, writing "
+            f"{100 * figures['share_of_writing']:.0f} %), again "
             f"{figures['again']['seconds']:.1f} s, {figures['resident_mb']:.0f} MB "
             f"(a tenth of the corpus: {figures['resident_mb_of_a_tenth']:.0f} MB)"
         )

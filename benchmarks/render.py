@@ -139,8 +139,8 @@ def remarks(tables: list[Table], files: dict[str, dict[str, Any]]) -> list[str]:
                 f"{plural(found['workers'], 'thread')}: {figures['hours_per_second']:.2f} hours of audio per second, "
                 f"{figures['cores_busy']:.2f} cores busy, {100 * figures['share_of_decoding']:.0f} % of the work is "
                 f"decoding, {100 * figures['share_of_compiled_code']:.0f} % with digests and "
-                f"features; {figures['resident_mb']:.0f} MB resident at most, "
-                f"{figures['resident_mb_of_a_tenth']:.0f} MB "
+                f"features, {100 * figures['share_of_writing']:.0f} % writing; "
+                f"{figures['resident_mb']:.0f} MB resident at most, {figures['resident_mb_of_a_tenth']:.0f} MB "
                 f"for a tenth of the corpus; again, all cached: {figures['again']['seconds']:.1f} s."
             )
     devices = {json.dumps(files[name]["device"]) for name in files if "case" in files[name]}
