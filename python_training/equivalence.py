@@ -26,9 +26,11 @@ from .crossval import write_json
 from .data.crops import CropSampler
 from .data.feature_set import FeatureSet
 from .data.shipped import FOLDER, shipped_corpus
+from .loop import optimizer_of
+from .losses import learning_rate
 from .metrics import confusion_matrix, unweighted_accuracy
 from .settings import Settings, load_settings
-from .train import _class_weights, _loss, _optimizer, learning_rate, score
+from .train import _class_weights, _loss, score
 
 RESULT = Path(__file__).parent / "results" / "equivalence.json"
 STEPS, SPEAKER, SEED = 200, "03", 0
@@ -95,7 +97,7 @@ def train_steps(
         torch.manual_seed(seed)
         model = nn.MDSCM(settings.network, backend="auto" if fused else "reference").to(memory_format=layout)
         generator = torch.Generator().manual_seed(seed)
-        optimizer = _optimizer(model, settings)
+        optimizer = optimizer_of(model, settings.optimisation)
         sampler = CropSampler(
             training.normalized_copies(spec.front_end),
             training.targets(),
@@ -108,7 +110,7 @@ def train_steps(
         while len(losses) < steps:
             for crops, targets in sampler.epoch(generator):
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(len(losses), sampler.steps_per_epoch(), settings)
+                    group["lr"] = learning_rate(len(losses), sampler.steps_per_epoch(), settings.optimisation)
                 crops = crops.contiguous(memory_format=layout)
                 loss = _loss(model, crops, targets, generator, settings, weights)
                 optimizer.zero_grad(set_to_none=True)

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from avser_fast.errors import AvserError
+
 from .distributed import Processes
 from .log import RunLog
 from .losses import learning_rate
@@ -34,7 +36,7 @@ class Stopped(Exception):
     """Somebody asked the run to end (SIGTERM); what was done is saved."""
 
 
-class TrainingError(RuntimeError):
+class TrainingError(AvserError, RuntimeError):
     """Training cannot go on; the message says at which step and why."""
 
 
@@ -123,7 +125,7 @@ def optimizer_of(module: torch.nn.Module, recipe: Optimisation) -> torch.optim.O
     return torch.optim.AdamW(groups, lr=recipe.lr)
 
 
-def _averaged(averaged: dict[str, Tensor], module: torch.nn.Module, decay: float) -> None:
+def average_into(averaged: dict[str, Tensor], module: torch.nn.Module, decay: float) -> None:
     for name, value in module.state_dict().items():
         if value.is_floating_point() and decay > 0:
             averaged[name].lerp_(value, 1.0 - decay)
@@ -146,7 +148,7 @@ def _weights(module: torch.nn.Module, state: Mapping[str, Tensor]) -> Iterator[N
         module.load_state_dict(own)
 
 
-def _pick(history: list[dict[str, Any]]) -> int | None:
+def pick(history: list[dict[str, Any]]) -> int | None:
     """The epoch with the best validation UA, ties decided by its loss; None before the first was scored."""
     scored = [r for r in history if "validation_ua" in r]
     if not scored:
@@ -268,7 +270,7 @@ def _fit(
             raise TrainingError(f"stage {stage.name}, step {step}: expected a finite loss, got {values[0]}")
         scaler.step(optimizer)
         scaler.update()
-        _averaged(averaged, module, min(recipe.ema, (1.0 + step) / (10.0 + step)) if recipe.ema else 0.0)
+        average_into(averaged, module, min(recipe.ema, (1.0 + step) / (10.0 + step)) if recipe.ema else 0.0)
         done, epoch = step + 1, step // steps + 1
         record = {
             "stage": stage.name,
@@ -287,7 +289,7 @@ def _fit(
             entry = _epoch(stage, epoch, done, {n: v / steps for n, v in sums.items()}, recipe, last_epoch, averaged)
             history.append(entry)
             sums = {}
-            if epoch == (_pick(history) or (last_epoch if epoch == last_epoch else None)):
+            if epoch == (pick(history) or (last_epoch if epoch == last_epoch else None)):
                 best, best_epoch = _copy(averaged), epoch
             if processes.first:
                 log.step(waiting)

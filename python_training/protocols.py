@@ -60,12 +60,7 @@ def splits(utterances: Sequence[Utterance], protocol: str, seeds: Sequence[int])
         raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     if protocol == RANDOM:
         return [_random(utterances, seed) for seed in seeds]
-    unknown = sum(not u.speaker for u in utterances)
-    if unknown:
-        raise ValueError(
-            f"{protocol}: expected the speaker of every utterance, got {unknown} of {len(utterances)} without one"
-        )
-    speakers = sorted({u.speaker for u in utterances})
+    speakers = _known_speakers(utterances, f"{protocol}: expected the speaker of every utterance")
     if protocol == SESSION:
         lacking = sum(not u.session for u in utterances)
         if lacking:
@@ -95,13 +90,7 @@ def cross_corpus(source: Sequence[Utterance], target: Sequence[Utterance], seed:
     """
     if not target:
         raise ValueError(f"{CROSS_CORPUS}: expected utterances of {name}, got none")
-    unknown = sum(not u.speaker for u in source)
-    if unknown:
-        raise ValueError(
-            f"{CROSS_CORPUS}: expected the speaker of every utterance to train on, got {unknown} of {len(source)} "
-            "without one"
-        )
-    speakers = sorted({u.speaker for u in source})
+    speakers = _known_speakers(source, f"{CROSS_CORPUS}: expected the speaker of every utterance to train on")
     if len(speakers) < 2:
         raise ValueError(f"{CROSS_CORPUS}: expected at least 2 speakers to train on, got {len(speakers)}")
     known = {(u.path, u.start, u.end) for u in source if u.path is not None}
@@ -208,6 +197,14 @@ def leakage_label(split: Split, utterances: Sequence[Utterance]) -> str:
                 f"(protocol {split.protocol})"
             )
     return ""
+
+
+def _known_speakers(utterances: Sequence[Utterance], expected: str) -> list[str]:
+    """Every speaker, sorted; ValueError, which begins with ``expected``, where some utterance has none."""
+    unknown = sum(not u.speaker for u in utterances)
+    if unknown:
+        raise ValueError(f"{expected}, got {unknown} of {len(utterances)} without one")
+    return sorted({u.speaker for u in utterances})
 
 
 def _speakers(utterances: Sequence[Utterance], chosen: Iterable[int]) -> set[str]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +15,8 @@ from avser_fast.config import MDSCM, ModelSpec
 
 from .data.crops import CropSampler, augment
 from .data.feature_set import FeatureSet
+from .loop import average_into, optimizer_of, pick, save_atomically
+from .losses import learning_rate
 from .metrics import confusion_matrix, unweighted_accuracy
 from .settings import Settings
 
@@ -59,25 +58,6 @@ def halves(state: dict[str, Tensor], network: MDSCM) -> dict[str, dict[str, Tens
     }
 
 
-def _optimizer(model: nn.MDSCM, settings: Settings) -> torch.optim.Optimizer:
-    recipe = settings.optimisation
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    plain = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
-    return torch.optim.AdamW(groups, lr=recipe.lr)
-
-
-def learning_rate(step: int, steps_per_epoch: int, settings: Settings) -> float:
-    """Linear warm-up, then half a cosine down to 0 at the end of the schedule."""
-    recipe = settings.optimisation
-    warmup, total = recipe.warmup_epochs * steps_per_epoch, recipe.epochs * steps_per_epoch
-    if step < warmup:
-        return recipe.lr * (step + 1) / warmup
-    return recipe.lr * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
-
-
 def _class_weights(targets: Tensor, classes: int, power: float) -> Tensor:
     counts = torch.bincount(targets, minlength=classes).clamp(min=1).float()
     return (counts.sum() / (classes * counts)) ** power
@@ -111,21 +91,6 @@ def _loss(
     of_statistics = F.linear(2.0 * model.statistics(crops), model.head.weight[:, width:], model.head.bias)
     hard = F.one_hot(targets, network.classes).to(crops.dtype)
     return 0.5 * (cross_entropy(of_body, soft) + cross_entropy(of_statistics, hard))
-
-
-def _average(averaged: dict[str, Tensor], model: nn.MDSCM, decay: float) -> None:
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and decay > 0:
-            averaged[name].lerp_(value, 1.0 - decay)
-        else:
-            averaged[name].copy_(value)
-
-
-def save_atomically(value: Any, path: Path) -> None:
-    """torch.save to a temporary name beside ``path``, then rename, so that a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(value, temporary)
-    os.replace(temporary, path)
 
 
 def train(
@@ -172,8 +137,8 @@ def _train(
     model = nn.MDSCM(settings.network).to(memory_format=torch.channels_last)
     averaged_model = nn.MDSCM(settings.network)
     averaged = averaged_model.state_dict()
-    _average(averaged, model, 0.0)
-    optimizer = _optimizer(model, settings)
+    average_into(averaged, model, 0.0)
+    optimizer = optimizer_of(model, recipe)
     sampler = CropSampler(
         training.normalized_copies(spec.front_end), training.targets(), spec.clip_rule.clip_frames, recipe.batch_size
     )
@@ -199,14 +164,14 @@ def _train(
         total = 0.0
         for step, (crops, targets) in enumerate(sampler.epoch(generator)):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate((epoch - 1) * steps + step, steps, settings)
+                group["lr"] = learning_rate((epoch - 1) * steps + step, steps, recipe)
             loss = _loss(model, crops, targets, generator, settings, weights)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
             optimizer.step()
             done = (epoch - 1) * steps + step
-            _average(averaged, model, min(recipe.ema, (1.0 + done) / (10.0 + done)))
+            average_into(averaged, model, min(recipe.ema, (1.0 + done) / (10.0 + done)))
             total += float(loss.detach())
         record = {"epoch": float(epoch), "loss": total / steps}
         eligible = epoch > (1.0 - recipe.pick_last) * last
@@ -217,7 +182,7 @@ def _train(
             record["validation_ua"] = unweighted_accuracy(matrix)
             record["validation_loss"] = float(F.cross_entropy(logits, truth, weight=weights))
         history.append(record)
-        if epoch == (last if validation is None else _pick(history)):
+        if epoch == (last if validation is None else pick(history)):
             best = {name: value.clone() for name, value in averaged.items()}
             best_epoch = epoch
         if checkpoint is not None:
@@ -237,12 +202,3 @@ def _train(
         if progress is not None:
             progress(epoch, last, record)
     return Trained(spec, best, best_epoch, history)
-
-
-def _pick(history: list[dict[str, float]]) -> int | None:
-    """The epoch with the best UA on the validation speaker, ties decided by its loss; None before the first was
-    scored."""
-    scored = [record for record in history if "validation_ua" in record]
-    if not scored:
-        return None
-    return int(max(scored, key=lambda r: (r["validation_ua"], -r["validation_loss"]))["epoch"])

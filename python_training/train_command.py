@@ -9,8 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from avser_fast.errors import AvserError
-
 from .data.corpus import Utterance
 from .settings import STAGES, Settings
 
@@ -80,7 +78,7 @@ def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces:
     """The stages of a recipe on a prepared corpus, in a run folder."""
     from .distributed import processes
     from .html_report import write_report
-    from .loop import Stopped, TrainingError, stop_on_sigterm
+    from .loop import Stopped, stop_on_sigterm
     from .run import Division, shown_faces, train_stages, write_models
 
     stages = stages_of(arguments.stages, settings)
@@ -114,8 +112,6 @@ def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces:
             if joined.first:
                 print(f"interrupted; --resume goes on from {arguments.out}", file=sys.stderr)
             return 130
-        except TrainingError as error:
-            raise AvserError(str(error)) from error
         if joined.first:
             for name, result in fitted.items():
                 kept = next((r for r in result.history if r["epoch"] == result.epoch), {})

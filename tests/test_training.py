@@ -24,9 +24,10 @@ from python_training.data import PreparedCorpus
 from python_training.data.augment import Augmentation
 from python_training.data.crops import CropSampler, augment
 from python_training.data.feature_set import FeatureSet
+from python_training.losses import learning_rate
 from python_training.metrics import confusion_matrix, unweighted_accuracy, weighted_accuracy
 from python_training.settings import CONFIGS, Settings, load_settings
-from python_training.train import _loss, halves, learning_rate, train
+from python_training.train import _loss, halves, train
 
 TINY = {
     "network.stem": (2, 4),
@@ -123,7 +124,7 @@ def test_augmentation() -> None:
 
 
 def test_learning_rate(settings: Settings) -> None:
-    rates = [learning_rate(s, 10, settings) for s in range(30)]
+    rates = [learning_rate(s, 10, settings.optimisation) for s in range(30)]
     assert rates[9] == pytest.approx(settings.optimisation.lr) and max(rates) <= settings.optimisation.lr
     assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
     assert 0 < rates[-1] < 0.02 * settings.optimisation.lr
