@@ -53,11 +53,28 @@ AVSER_DEVICE Words4 load_fragment(const Packed& w, int n_tile, int pair) {
   }
 }
 
-// Rows of 16 * MT from m_tile on times columns of 8 * NT from n_tile on, all of k.  Tiles behind the last one of the
-// matrix are computed as the last one: the caller does not use them.
+// Accumulators of rows of 16 * MT times columns of 8 * NT.
+template <int MT, int NT>
+struct Accumulators {
+  float at[MT][NT][4];
+  AVSER_DEVICE void clear() {
+    AVSER_UNROLL
+    for (int i = 0; i < MT; ++i) {
+      AVSER_UNROLL
+      for (int j = 0; j < NT; ++j) {
+        AVSER_UNROLL
+        for (int e = 0; e < 4; ++e) at[i][j][e] = 0.0f;
+      }
+    }
+  }
+};
+
+// Adds the rows from m_tile on times the columns from n_tile on, `pairs` pairs of instructions from `first_pair` on;
+// the tile's k begins there.  Tiles behind the last one of the matrix are computed as the last one: the caller does not
+// use them.
 template <typename Op, bool kEightBits, int MT, int NT>
 AVSER_DEVICE void multiply(Shared<char> a, int pitch, int m_tile, int m_tiles, const Packed& w, int n_tile,
-                           float (&acc)[MT][NT][4]) {
+                           int first_pair, int pairs, Accumulators<MT, NT>& acc) {
   int rows[MT], columns[NT];
   AVSER_UNROLL
   for (int i = 0; i < MT; ++i) {
@@ -66,25 +83,19 @@ AVSER_DEVICE void multiply(Shared<char> a, int pitch, int m_tile, int m_tiles, c
   }
   AVSER_UNROLL
   for (int j = 0; j < NT; ++j) columns[j] = least(n_tile + j, w.n_tiles - 1);
-  AVSER_UNROLL
-  for (int i = 0; i < MT; ++i) {
-    AVSER_UNROLL
-    for (int j = 0; j < NT; ++j) {
-      AVSER_UNROLL
-      for (int e = 0; e < 4; ++e) acc[i][j][e] = 0.0f;
-    }
-  }
   // Weights come two loads ahead of their use.
   Words4 now[NT], next[NT];
   AVSER_UNROLL
   for (int j = 0; j < NT; ++j) {
-    now[j] = load_fragment<kEightBits>(w, columns[j], 0);
-    next[j] = load_fragment<kEightBits>(w, columns[j], least(1, w.pairs - 1));
+    now[j] = load_fragment<kEightBits>(w, columns[j], first_pair);
+    next[j] = load_fragment<kEightBits>(w, columns[j], first_pair + least(1, pairs - 1));
   }
-  for (int pair = 0; pair < w.pairs; ++pair) {
+  for (int pair = 0; pair < pairs; ++pair) {
     Words4 later[NT];
     AVSER_UNROLL
-    for (int j = 0; j < NT; ++j) later[j] = load_fragment<kEightBits>(w, columns[j], least(pair + 2, w.pairs - 1));
+    for (int j = 0; j < NT; ++j) {
+      later[j] = load_fragment<kEightBits>(w, columns[j], first_pair + least(pair + 2, pairs - 1));
+    }
     AVSER_UNROLL
     for (int half = 0; half < 2; ++half) {
       AVSER_UNROLL
@@ -93,7 +104,7 @@ AVSER_DEVICE void multiply(Shared<char> a, int pitch, int m_tile, int m_tiles, c
         ldmatrix(fragment, a + (rows[i] + pair * kPairBytes + half * kStepBytes));
         AVSER_UNROLL
         for (int j = 0; j < NT; ++j) {
-          Op::multiply(acc[i][j], fragment, half == 0 ? now[j].x : now[j].z, half == 0 ? now[j].y : now[j].w);
+          Op::multiply(acc.at[i][j], fragment, half == 0 ? now[j].x : now[j].z, half == 0 ? now[j].y : now[j].w);
         }
       }
     }
@@ -107,8 +118,8 @@ AVSER_DEVICE void multiply(Shared<char> a, int pitch, int m_tile, int m_tiles, c
 
 // use(row, column, x, y) for elements (row, column) and (row, column + 1), the bias added, that the lane holds.
 template <bool kEightBits, int MT, int NT, typename Use>
-AVSER_DEVICE void finish(const Packed& w, int m_tile, int m_tiles, int n_tile, int n_end, const float (&acc)[MT][NT][4],
-                         const Use& use) {
+AVSER_DEVICE void finish(const Packed& w, int m_tile, int m_tiles, int n_tile, int n_end,
+                         const Accumulators<MT, NT>& acc, const Use& use) {
   AVSER_UNROLL
   for (int j = 0; j < NT; ++j) {
     if (n_tile + j >= n_end) continue;
@@ -124,8 +135,8 @@ AVSER_DEVICE void finish(const Packed& w, int m_tile, int m_tiles, int n_tile, i
       if (m_tile + i >= m_tiles) continue;
       AVSER_UNROLL
       for (int half = 0; half < 2; ++half) {
-        use(16 * (m_tile + i) + 8 * half + lane() / 4, column, multiply_add(acc[i][j][2 * half], scale0, bias0),
-            multiply_add(acc[i][j][2 * half + 1], scale1, bias1));
+        use(16 * (m_tile + i) + 8 * half + lane() / 4, column, multiply_add(acc.at[i][j][2 * half], scale0, bias0),
+            multiply_add(acc.at[i][j][2 * half + 1], scale1, bias1));
       }
     }
   }
@@ -139,8 +150,9 @@ AVSER_DEVICE void multiply_all(Shared<char> a, int pitch, int m_tiles, const Pac
   const int row_blocks = ceil_div(m_tiles, MT), items = row_blocks * ceil_div(n_end - n_begin, NT);
   for (int item = worker; item < items; item += workers) {
     const int m_tile = item % row_blocks * MT, n_tile = n_begin + item / row_blocks * NT;
-    float acc[MT][NT][4];
-    multiply<Op, kEightBits, MT, NT>(a, pitch, m_tile, m_tiles, w, n_tile, acc);
+    Accumulators<MT, NT> acc;
+    acc.clear();
+    multiply<Op, kEightBits, MT, NT>(a, pitch, m_tile, m_tiles, w, n_tile, 0, w.pairs, acc);
     finish<kEightBits, MT, NT>(w, m_tile, m_tiles, n_tile, n_end, acc, use);
   }
 }

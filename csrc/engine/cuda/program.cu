@@ -21,15 +21,10 @@ ProgramKernel kernel_of(GpuPrecision precision) {
 
 }  // namespace
 
-void launch_program(GpuPrecision precision, const Program& program, const Run& run, int teams, int shared_bytes,
-                    Stream stream) {
-  launch(kernel_of(precision), kThreads, {teams * run.team, run.team, shared_bytes}, stream, program, run, 0,
-         program.steps());
-}
-
-void launch_step(GpuPrecision precision, const Program& program, const Run& run, int step, int teams, int shared_bytes,
-                 Stream stream) {
-  launch(kernel_of(precision), kThreads, {teams * run.team, 1, shared_bytes}, stream, program, run, step, step + 1);
+void launch_program(GpuPrecision precision, const Program& program, const Run& run, int begin, int end, bool cluster,
+                    int teams, int shared_bytes, Stream stream) {
+  launch(kernel_of(precision), kThreads, {teams * run.team, cluster ? run.team : 1, shared_bytes}, stream, program, run,
+         begin, end);
 }
 
 }  // namespace avser::gpu

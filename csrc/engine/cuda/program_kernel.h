@@ -1,6 +1,7 @@
 // The kernel of a program; each precision is a translation unit of its own, so that they compile side by side.
 #pragma once
 
+#include "engine/cuda/finish.h"
 #include "engine/cuda/program.h"
 
 namespace avser::gpu {
@@ -9,8 +10,8 @@ template <typename Op>
 AVSER_DEVICE void run_convolution(const Program& program, int step, const float* clip, char* memory, int slot,
                                   const Team& team) {
   if (step < program.convolutions) {
-    if (step > 0) return conv_stem<Op>(program.conv_stem[step], memory, team);
-    first_conv_stem<Op>(program.conv_stem[0], clip, memory, team);
+    if (step > 0) return convolution<Op>(program.conv_stem[step], memory, 1, team);
+    first_convolution<Op>(program.conv_stem[0], clip, memory, 1, team);
     if (program.statistics.maps > 0 && team.rank == team.size - 1) {
       float* hidden = reinterpret_cast<float*>(memory + program.statistics_offset) + slot * program.statistics.hidden;
       frame_statistics(program.statistics, clip, hidden);
@@ -54,21 +55,8 @@ AVSER_DEVICE void run_head(const Program& program, const Run& run, const Batch& 
   const EncoderPlaces& at = program.places;
   const float* x = reinterpret_cast<const float*>(memory + (program.layers > 0 ? at.sum : at.stream));
   const float* hidden = reinterpret_cast<const float*>(memory + program.statistics_offset);
-  const int classes = program.head.classes;
-  for (int slot = team.rank; slot < clips; slot += team.size) {
-    const int clip = first + slot, utterance = clip / batch.clips_per_utterance;
-    emotion_head(program.head, x + static_cast<int64_t>(slot) * at.tokens * at.stride, at.tokens, at.stride,
-                 hidden + slot * program.statistics.hidden,
-                 run.features + static_cast<int64_t>(clip) * program.head.features(), run.logits + clip * classes);
-    // Whoever is the last of an utterance takes the vote.
-    if (thread() == 0 && fetch_add(run.arrived + utterance) == batch.clips_per_utterance - 1) {
-      const int begin = utterance * batch.clips_per_utterance;
-      average_clips(run.logits + begin * classes, batch.all_vote != 0 ? nullptr : run.valid + begin,
-                    batch.clips_per_utterance, classes, run.probabilities + utterance * classes);
-      run.arrived[utterance] = 0;
-    }
-    sync();
-  }
+  finish_clips(program.head, run, batch, first, clips, team, at.tokens, at.stride, hidden,
+               [&](int slot) { return x + static_cast<int64_t>(slot) * at.tokens * at.stride; });
 }
 
 // A step behind the convolutions.
@@ -86,24 +74,21 @@ AVSER_DEVICE void run_behind(const Program& program, const Run& run, const Batch
 template <typename Op, bool kEightBits>
 AVSER_KERNEL void AVSER_LAUNCH_BOUNDS(kThreads, 1)
     program_kernel(AVSER_GRID_CONSTANT const Program program, AVSER_GRID_CONSTANT const Run run, int begin, int end) {
-  const Batch batch = run.batch != nullptr ? *run.batch : run.given;
-  const Team team{block() % run.team, run.team};
-  const int teams = blocks() / run.team, convolution_steps = program.convolution_steps();
-  char* memory = run.memory + block() / run.team * program.memory_bytes;
-  for (int first = block() / run.team * run.group; first < batch.clips; first += teams * run.group) {
-    const int clips = least(run.group, batch.clips - first);
-    for (int slot = 0; slot < clips; ++slot) {
-      const float* clip = run.clips + (first + slot) * program.clip_floats;
-      for (int step = begin; step < least(end, convolution_steps); ++step) {
-        run_convolution<Op>(program, step, clip, memory, slot, team);
-        cluster_sync();
-      }
-    }
-    for (int step = most(begin, convolution_steps); step < end; ++step) {
-      run_behind<Op, kEightBits>(program, run, batch, step - convolution_steps, memory, first, clips, team);
-      cluster_sync();
-    }
-  }
+  const int convolution_steps = program.convolution_steps();
+  for_each_group(
+      run, program.memory_bytes, [&](const Batch& batch, const Team& team, char* memory, int first, int clips) {
+        for (int slot = 0; slot < clips; ++slot) {
+          const float* clip = run.clips + (first + slot) * program.clip_floats;
+          for (int step = begin; step < least(end, convolution_steps); ++step) {
+            run_convolution<Op>(program, step, clip, memory, slot, team);
+            cluster_sync();
+          }
+        }
+        for (int step = most(begin, convolution_steps); step < end; ++step) {
+          run_behind<Op, kEightBits>(program, run, batch, step - convolution_steps, memory, first, clips, team);
+          cluster_sync();
+        }
+      });
 }
 
 }  // namespace avser::gpu

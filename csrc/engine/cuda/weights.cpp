@@ -1,4 +1,4 @@
-#include "engine/cuda/gpu_weights.h"
+#include "engine/cuda/weights.h"
 
 #include <algorithm>
 #include <cmath>
@@ -35,6 +35,11 @@ uint32_t stored(double value, Format format) {
 }
 
 }  // namespace
+
+Format format_of(GpuPrecision precision) {
+  constexpr Format kFormats[kGpuPrecisions] = {Format::float32, Format::tf32, Format::bf16, Format::fp16, Format::fp16};
+  return kFormats[static_cast<int>(precision)];
+}
 
 int element_bytes(Format format) {
   return format == Format::float32 || format == Format::tf32 ? 4 : format == Format::fp8 ? 1 : 2;

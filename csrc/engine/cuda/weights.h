@@ -4,15 +4,18 @@
 #include <string>
 #include <vector>
 
-#include "engine/cuda/program.h"
+#include "engine/cuda/model.h"
 #include "engine/packer.h"
 #include "gpu/runtime.h"
+#include "gpu/tiles.h"
 
 namespace avser::gpu {
 
 // How a linear map's weights are stored; bf16 and fp16 stand for their sizes in everything else.
 enum class Format { float32, tf32, bf16, fp16, fp8 };
 int element_bytes(Format format);
+// Of everything but the encoder of an MDSCM.
+Format format_of(GpuPrecision precision);
 
 // The bytes of packed panels: for every 8 columns and every 64 bytes of k, what lane 0, 1, ... 31 takes: 16 bytes (of
 // fp8, where an element takes one byte instead of two, 8).  `places`: where a column of the matrix stands in k (empty:
