@@ -26,6 +26,7 @@ COLUMNS = (
     "speech_accuracy",
     "face_accuracy",
     "domain_accuracy",
+    "bad_share",
     "gradient_norm",
     "seconds",
 )
