@@ -92,9 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument(
         "--precision", default="auto", metavar="P", help="auto, float32, bf16 or int8 (default: %(default)s)"
     )
-    infer.add_argument(
-        "--batch-size", type=count, metavar="N", help="files scored together; changes memory, no result"
-    )
+    infer.add_argument("--batch-size", type=count, metavar="N", help="files scored together; changes memory, no result")
     infer.add_argument(
         "--output", metavar="FILE", help="write here, whole or not at all, instead of the standard output"
     )

@@ -13,7 +13,7 @@ import numpy as np
 from avser_fast.inference.weights import write_bytes
 
 from .evaluation import Fold, check_fold, read_folds, summarize
-from .run_folder import read_object
+from .run_folder import flatten, read_object
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,29 @@ def collect(folder: Path, out: Path) -> None:
     rows = ",\n  ".join(json.dumps(fold) for fold in run.folds)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, (json.dumps(head)[:-1] + f', "folds": [\n  {rows}\n]}}\n').encode())
+
+
+def changes(run: Run, base: Run) -> dict[str, Any]:
+    """Settings of ``run`` that are not those of ``base``, by dotted name."""
+    own, known = flatten(run.settings), flatten(base.settings)
+    return {name: value for name, value in own.items() if known.get(name) != value}
+
+
+def against(run: Run, base: Run, model: str = "mdscm") -> dict[str, Any]:
+    """UA of ``run`` less that of ``base`` on the seeds and folds that both have: an entry of a summary's differences.
+
+    ValueError where they have none in common.
+    """
+    known = {(f["seed"], f["name"]): f for f in base.folds}
+    both = [
+        {**f, "models": {"base": known[f["seed"], f["name"]]["models"][model], "run": f["models"][model]}}
+        for f in run.folds
+        if (f["seed"], f["name"]) in known
+    ]
+    if not both:
+        raise ValueError(f"{run.name}: expected folds that {base.name} has too, got none")
+    (difference,) = summarize([{**f, "precisions": {}} for f in both])["differences"]
+    return {"seeds": len({f["seed"] for f in both}), "ua": difference["ua"], "interval": difference["interval"]}
 
 
 def compare(paths: Sequence[Path], model: str = "mdscm") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from avser_fast.inference.weights import write_bytes
 from . import charts
 from .charts import Cloud, Line
 from .evaluation import MODELS, Fold, fold_rates, read_folds, summarize
-from .run_folder import PARTS, Series, Stage, read_object, read_stages
+from .run_folder import PARTS, Series, Stage, flatten, read_object, read_stages
 
 DRAWN_POINTS = 800
 
@@ -454,17 +454,6 @@ def _picture(
     if total > len(both):
         caption += f" {total - len(both):,} more were not finite."
     return _figure(title, chart, "", caption)
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, its keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for name, entry in value.items():
-        if isinstance(entry, Mapping) and entry:
-            flat.update(flatten(entry, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = entry
-    return flat
 
 
 def _shown(value: Any) -> str:

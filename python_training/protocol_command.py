@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from avser_fast.config import ModelSpec
+
 from .data.corpus import Utterance
 from .data.prepared import PreparedCorpus
 from .distributed import Processes
@@ -34,7 +36,7 @@ from .protocols import RANDOM, Split, check_leakage, cross_corpus, map_labels, r
 from .run import Division, Options, check_stages, environment, shown_faces, taught, train_stages
 from .run_folder import write_json
 from .settings import Settings
-from .system import halves, score
+from .system import System, halves, score
 from .tables import ablation_table, precision_table, text_report
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
@@ -54,7 +56,6 @@ class Task:
     out: Path
     options: Options
     device: str = "auto"
-    keep: bool = False
 
     @property
     def folder(self) -> Path:
@@ -64,7 +65,8 @@ class Task:
 def run_fold(task: Task, progress: Progress | None = None) -> Fold:
     """Train and test one fold and write its file; an interrupted one goes on where it was.
 
-    Faces of utterances under test are never shown, nor those of validation; those of a corpus apart are, all of them.
+    Faces of utterances under test are never shown, those of validation in a refit alone; those of a corpus apart are,
+    all of them.
     """
     speech = PreparedCorpus(task.speech)
     faces = None if task.faces is None else speech if task.faces == task.speech else PreparedCorpus(task.faces)
@@ -95,22 +97,12 @@ def run_fold(task: Task, progress: Progress | None = None) -> Fold:
         tested, rows = _tested(target, task.target_labels), [kept[i] for i in split.test]
     trained = set(task.stages)
     names = [m for m, s in (("mdscm", "mdscm"), ("avdal", "avdal"), ("fusion", "fusion")) if {s, "joint"} & trained]
-
-    def probabilities(model: str) -> list[list[float]]:
-        logits = score(system, model, target, rows, spec.front_end, spec.clip_rule, len(speech.labels))
-        return logits.softmax(1).tolist()
-
-    models = {name: probabilities(name) for name in names}
+    models = _answers(system, spec, names, target, rows)
     precisions = {}
     if "mdscm" in names:
-        state = system.mdscm.state_dict()
         heard = heard_clips(speech, taught(division, task.settings, task.stages), spec)
-        precisions["mdscm"] = low_precisions(spec, state, heard, heard_clips(target, rows, spec))
-        whole = {k: v.clone() for k, v in state.items()}
-        for half, weights in halves(whole, spec.network).items():
-            system.mdscm.load_state_dict(weights)
-            models[half] = probabilities("mdscm")
-        system.mdscm.load_state_dict(whole)
+        tested_clips = heard_clips(target, rows, spec)
+        precisions["mdscm"] = low_precisions(spec, system.mdscm.state_dict(), heard, tested_clips)
     validation = {}
     for stage, model in (("mdscm", "mdscm"), ("avdal", "avdal"), ("fusion", "fusion"), ("joint", "fusion")):
         history = fitted[stage].history if stage in fitted else []
@@ -122,10 +114,28 @@ def run_fold(task: Task, progress: Progress | None = None) -> Fold:
         epochs={stage: kept.epoch for stage, kept in fitted.items()}, precisions=precisions,
     )  # fmt: skip
     write_fold(fold, task.out / "evaluation")
-    if not task.keep:
-        for path in task.folder.glob("*.pt"):
-            path.unlink()
+    for path in task.folder.glob("*.pt"):
+        path.unlink()
     return fold
+
+
+def _answers(
+    system: System, spec: ModelSpec, names: Sequence[str], target: PreparedCorpus, rows: Sequence[int]
+) -> dict[str, list[list[float]]]:
+    """Probabilities by each of the models ``names``, and by each path of an MDSCM with two."""
+
+    def probabilities(model: str) -> list[list[float]]:
+        logits = score(system, model, target, rows, spec.front_end, spec.clip_rule, len(spec.labels))
+        return logits.softmax(1).tolist()
+
+    models = {name: probabilities(name) for name in names}
+    if "mdscm" in names:
+        whole = {name: value.clone() for name, value in system.mdscm.state_dict().items()}
+        for path, weights in halves(whole, spec.network).items():
+            system.mdscm.load_state_dict(weights)
+            models[path] = probabilities("mdscm")
+        system.mdscm.load_state_dict(whole)
+    return models
 
 
 def _tested(target: PreparedCorpus, labels: Mapping[int, int]) -> list[Utterance]:

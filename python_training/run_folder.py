@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import numpy as np
 
 from avser_fast.inference.weights import write_bytes
 
+from .settings import STAGES
+
 PARTS = ("settings.json", "environment.json", "log.jsonl", "epochs.jsonl", "embeddings.npz", "evaluation")
-STAGES = ("mdscm", "avdal", "fusion", "joint")
 LOGGED = (
     "loss", "speech_loss", "face_loss", "domain_loss", "lambda", "lr",
     "speech_accuracy", "face_accuracy", "domain_accuracy", "gradient_ratio",
@@ -58,12 +59,23 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return value
 
 
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, its keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for name, entry in value.items():
+        if isinstance(entry, Mapping) and entry:
+            flat.update(flatten(entry, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = entry
+    return flat
+
+
 def write_json(value: Any, path: Path) -> None:
     """Write ``path`` whole or not at all."""
     write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; a last line that is still being written is left out."""
     if not path.exists():
         return []
@@ -123,7 +135,7 @@ def _series(path: Path, rows: Sequence[dict[str, Any]], keys: Iterable[str], x_k
 
 def read_stages(log: Path, epochs: Path, default: str) -> dict[str, Stage]:
     """What both files say, by stage; lines without a stage belong to ``default``."""
-    logged, scored = _read_lines(log), _read_lines(epochs)
+    logged, scored = read_lines(log), read_lines(epochs)
     by_stage: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
     for which, rows in enumerate((logged, scored)):
         for row in rows:

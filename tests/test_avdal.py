@@ -31,10 +31,10 @@ from python_training.data import PreparedCorpus
 from python_training.data.batches import SampleError, Samples
 from python_training.distributed import Processes
 from python_training.health import linear_probe, warnings_of
-from python_training.log import read_lines
 from python_training.loop import Stop, Stopped, TrainingError
 from python_training.losses import class_weights, domain_loss, emotion_loss, learning_rate, reversal_lambda
 from python_training.run import Division, Options, shown_faces, train_stages, write_models
+from python_training.run_folder import read_lines
 from python_training.settings import Adversarial, Optimisation, Settings, load_settings
 from python_training.stages import Data, stage_of
 from python_training.system import System, measured_front_end, score

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from python_training.comparison import collect, compare, read_run
+from python_training.comparison import against, changes, collect, compare, read_run
 from python_training.evaluation import write_fold
 from python_training.tables import compare_table
 
@@ -42,6 +42,16 @@ def test_nested_choice_uses_validation_speakers_only(tmp_path: Path) -> None:
     assert "| good | 1 | 100.0 | 100.0 | 100.0 | 50.0 |" in table
     assert "| *chosen per fold by its validation speaker* | 1 | 50.0 | 50.0 | 50.0 | 75.0 |" in table
     assert compare([good])["nested"] is None
+
+
+def test_a_run_against_another(tmp_path: Path) -> None:
+    base = read_run(write_run(tmp_path / "base", [0, 0, 1, 1], {"a": 0.9, "b": 0.1}))
+    run = read_run(write_run(tmp_path / "run", [0, 1, 1, 1], {"b": 0.1, "c": 0.2}))
+    found = against(run, base)
+    assert (found["seeds"], found["ua"]) == (1, -25.0) and found["interval"][0] <= -25.0 <= found["interval"][1]
+    assert changes(run, base) == {"name": "run"}
+    with pytest.raises(ValueError, match="other: expected folds that base has too, got none"):
+        against(read_run(write_run(tmp_path / "other", [0, 1, 1, 1], {"c": 0.2})), base)
 
 
 def test_a_collected_run_says_the_same(tmp_path: Path) -> None:

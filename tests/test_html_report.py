@@ -15,8 +15,8 @@ import pytest
 
 from python_training import charts
 from python_training.evaluation import read_folds, summarize
-from python_training.html_report import flatten, principal_plane, write_report
-from python_training.run_folder import read_stages
+from python_training.html_report import principal_plane, write_report
+from python_training.run_folder import flatten, read_stages
 
 LABELS = ["anger", "happiness", "neutral", "sadness"]
 VOID = {"meta", "br", "hr", "img", "link", "input"}

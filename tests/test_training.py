@@ -23,12 +23,12 @@ from python_training.__main__ import main
 from python_training.data import PreparedCorpus
 from python_training.data.augment import Augmentation
 from python_training.data.batches import Batch
-from python_training.log import read_lines
 from python_training.losses import learning_rate
 from python_training.metrics import confusion_matrix, unweighted_accuracy, weighted_accuracy
 from python_training.protocol_command import Task, run_fold
 from python_training.protocols import SPEAKER, Split
 from python_training.run import Division, Options, train_stages
+from python_training.run_folder import read_lines
 from python_training.settings import CONFIGS, Settings, load_settings
 from python_training.stages import MDSCMModule
 from python_training.system import System, halves
