@@ -58,7 +58,7 @@ def release(
     evaluation the whole schedule.  An interrupted training goes on where it was.  ValueError when the evaluation is one
     of other settings or of another corpus.
     """
-    metrics = comparison = None
+    summary = comparison = None
     if evaluation is not None:
         run = read_run(evaluation)
         asked = {**json.loads(json.dumps(settings.to_dict())), "manifest_sha256": corpus.manifest_sha256}
@@ -68,8 +68,8 @@ def release(
                 f"{evaluation}: expected an evaluation of {settings.name!r} on this corpus, got other settings "
                 f"({', '.join(others)})"
             )
-        metrics = summarize([{**f, "models": {"mdscm": f["models"]["mdscm"], **_paths(f)}} for f in run.folds])
-        epochs = epochs or metrics["epochs"]["mdscm"]["median"]
+        summary = summarize([{**f, "models": {"mdscm": f["models"]["mdscm"], **_paths(f)}} for f in run.folds])
+        epochs = epochs or summary["epochs"]["mdscm"]["median"]
         comparison = compare_table(compare([evaluation, *compared]))
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}.training")
@@ -79,7 +79,8 @@ def release(
     )
     state = {name: value.cpu() for name, value in system.mdscm.state_dict().items()}
     ranges = ranges_of(spec, state, heard_clips(corpus, division.training, spec))
-    precisions: dict[str, Any] = metrics["models"]["mdscm"].pop("precisions") if metrics else {}
+    metrics = None if summary is None else _metrics(summary)
+    precisions: dict[str, Any] = {} if metrics is None else metrics.pop("precisions")
     measured_on = {"utterances": len(division.training), "headroom": HEADROOM}
     precisions["int8"] = {**precisions.get("int8", {}), "calibration": measured_on}
     learnt = [corpus.utterances[i] for i in division.training]
@@ -108,7 +109,7 @@ def release(
         "avser_fast": avser_fast.__version__,
     }
     avser_fast.write_model(out, spec, state, card, ranges)
-    write_bytes(out.with_suffix(".md"), card_text(out.stem, card, comparison).encode())
+    write_bytes(out.with_suffix(".md"), card_text(out.stem, card, summary, comparison).encode())
     shutil.rmtree(folder)
     return out
 
@@ -117,9 +118,18 @@ def _paths(fold: Mapping[str, Any]) -> dict[str, Any]:
     return {name: fold["models"][name] for name in ("convolutions", "statistics") if name in fold["models"]}
 
 
-def card_text(name: str, card: dict[str, Any], comparison: str | None) -> str:
+def _metrics(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary as far as it speaks of the MDSCM; ``paths`` is the UA of each of its paths alone."""
+    models = summary["models"]
+    about = {
+        name: summary[name] for name in ("protocol", "labels", "seeds", "missing", "leakage", "bootstrap", "epochs")
+    }
+    return {**about, **models["mdscm"], "paths": {name: row["ua"] for name, row in models.items() if name != "mdscm"}}
+
+
+def card_text(name: str, card: dict[str, Any], summary: dict[str, Any] | None, comparison: str | None) -> str:
     """The card as a page: what the model is, on what it was trained, how well it does and what it is not."""
-    data, protocol, metrics = card["data"], card["protocol"], card["metrics"]
+    data, protocol = card["data"], card["protocol"]
     settings = protocol["settings"]
     network, front_end = settings["network"], settings["front_end"]
     speakers = ", ".join(protocol["training_speakers"])
@@ -149,7 +159,7 @@ def card_text(name: str, card: dict[str, Any], comparison: str | None) -> str:
         f"All speakers, seed {protocol['seed']}, {protocol['epochs']} of {settings['optimisation']['epochs']} epochs. "
         "Every setting stands in the header of the model file.",
     ]
-    if metrics is not None:
+    if summary is not None:
         lines += [
             "",
             "## How well it does",
@@ -157,7 +167,7 @@ def card_text(name: str, card: dict[str, Any], comparison: str | None) -> str:
             "The weights in this file have heard all these speakers, so no figure on this corpus holds for the "
             "weights themselves.",
             "```",
-            text_report(metrics, settings["name"]),
+            text_report(summary, settings["name"]),
             "```",
             "",
             "## Precisions",

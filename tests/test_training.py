@@ -251,7 +251,9 @@ def test_command_line_trains_evaluates_and_labels_leakage(
     entries = card["card"]["precisions"]
     assert entries["bf16"]["protocol"] == entries["int8"]["protocol"] == SPEAKER
     assert entries["int8"]["calibration"]["utterances"] == len(list(data.iterdir()))
-    assert 0 <= entries["int8"]["agreement"] <= 1 and "precisions" not in card["metrics"]["models"]["mdscm"]
+    assert 0 <= entries["int8"]["agreement"] <= 1 and "precisions" not in card["metrics"]
+    assert card["metrics"]["seeds"] == [0, 1] and 0 <= card["metrics"]["ua"]["mean"] <= 100
+    assert set(card["metrics"]["paths"]) == {"convolutions", "statistics"}
     assert avser_fast.load(model, precision="int8").infer([next(data.iterdir())])[0].backend == "engine/int8"
     capsys.readouterr()
     assert main(["evaluate", *common, "--model", str(model)]) == 0
