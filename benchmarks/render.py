@@ -254,11 +254,13 @@ def choices_table(folder: Path = ACCURACY) -> str:
             found = against(run, base)
             difference = "{:+.1f} ({:+.1f} .. {:+.1f})".format(found["ua"], *found["interval"])
         mean = models["mdscm"]["ua"]["mean"]
-        spread = f"{mean:.1f} ({min(each):.1f} .. {max(each):.1f})"
-        rows.append((mean, f"| {name} | {change} | {len(each)} | {spread} | {paths[0]} | {paths[1]} | {difference} |"))
+        cells = [name, change, str(len(each)), f"{mean:.1f} ({min(each):.1f} .. {max(each):.1f})"]
+        cells += ["{:.1f} .. {:.1f}".format(*models["mdscm"]["interval"]), *paths, difference]
+        rows.append((mean, f"| {' | '.join(cells)} |"))
     head = [
-        "| name | change | seeds | UA % (of the seeds) | convolutions alone | statistics alone | against the recipe |",
-        "|---|---|---|---|---|---|---|",
+        "| name | change | seeds | UA % (of the seeds) | interval | convolutions alone | statistics alone "
+        "| against the recipe |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*head, *(row for _, row in sorted(rows, key=lambda row: -row[0]))])
 
