@@ -61,12 +61,19 @@ def release(
     summary = comparison = None
     if evaluation is not None:
         run = read_run(evaluation)
-        asked = {**json.loads(json.dumps(settings.to_dict())), "manifest_sha256": corpus.manifest_sha256}
+        asked = json.loads(json.dumps(settings.to_dict()))
         others = sorted(name for name, value in asked.items() if run.settings.get(name) != value)
         if others:
             raise ValueError(
-                f"{evaluation}: expected an evaluation of {settings.name!r} on this corpus, got other settings "
+                f"{evaluation}: expected an evaluation of {settings.name!r} as it is now, got other settings "
                 f"({', '.join(others)})"
+            )
+        known = {(u.key, u.label) for u in corpus.utterances}
+        foreign = [key for f in run.folds for key, label in zip(f["keys"], f["truth"]) if (key, label) not in known]
+        if foreign:
+            raise ValueError(
+                f"{evaluation}: expected an evaluation on {corpus.folder}, got {len(foreign)} utterances that are not "
+                f"in it with that label (the first is {foreign[0]})"
             )
         summary = summarize([{**f, "models": {"mdscm": f["models"]["mdscm"], **_paths(f)}} for f in run.folds])
         epochs = epochs or summary["epochs"]["mdscm"]["median"]
@@ -95,7 +102,6 @@ def release(
             **{name: text for name, text in about.items() if name != "limits"},
             "utterances": len(learnt),
             "keys_sha256": hashlib.sha256(keys.encode()).hexdigest(),
-            "manifest_sha256": corpus.manifest_sha256,
         },
         "protocol": {
             "training_speakers": sorted({u.speaker for u in learnt}),

@@ -268,9 +268,15 @@ def test_command_line_trains_evaluates_and_labels_leakage(
     assert "CC0-1.0" in page and "2 seeds" in page and "| loso | 2 |" in page
     assert main(["release", *common, "--set", "optimisation.lr=1", "--out", str(model), "--evaluation",
                  str(tmp_path / "loso")]) == 1  # fmt: skip
-    assert "expected an evaluation of 'mdscm-small' on this corpus, got other settings (optimisation)" in (
+    assert "expected an evaluation of 'mdscm-small' as it is now, got other settings (optimisation)" in (
         capsys.readouterr().err
     )
+    kept = next((tmp_path / "loso" / "evaluation").glob("*.json"))
+    text = kept.read_text()
+    kept.write_text(text.replace('"keys": ["', '"keys": ["x'))
+    assert main(["release", *common, "--out", str(model), "--evaluation", str(tmp_path / "loso")]) == 1
+    assert "got 1 utterances that are not in it with that label (the first is x" in capsys.readouterr().err
+    kept.write_text(text)
     (tmp_path / "empty").mkdir()
     assert main(["evaluate", "--dataset", "emodb4", "--data", str(tmp_path / "empty"), "--quiet"]) == 1
     assert "expected EMO-DB recordings" in capsys.readouterr().err
