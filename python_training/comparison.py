@@ -53,9 +53,9 @@ def collect(folder: Path, out: Path) -> None:
 
 
 def changes(run: Run, base: Run) -> dict[str, Any]:
-    """Settings of ``run`` that are not those of ``base``, by dotted name."""
+    """Settings of ``run`` that are not those of ``base``, by dotted name; a manifest names folders and is none."""
     own, known = flatten(run.settings), flatten(base.settings)
-    return {name: value for name, value in own.items() if known.get(name) != value}
+    return {n: value for n, value in own.items() if known.get(n) != value and not n.endswith("manifest_sha256")}
 
 
 def against(run: Run, base: Run, model: str = "mdscm") -> dict[str, Any]:
