@@ -163,9 +163,7 @@ def _infer(options: argparse.Namespace) -> int:
         return USAGE
     from .inference.recognizer import load
 
-    recognizer = load(
-        options.model, device=options.device, precision=options.precision, backend=options.backend
-    )
+    recognizer = load(options.model, device=options.device, precision=options.precision, backend=options.backend)
     failed = 0
 
     def results() -> Iterator[tuple[str, EmotionResult]]:

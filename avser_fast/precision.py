@@ -15,7 +15,8 @@ PRECISIONS = ("float32", "bf16", "int8")
 LEAST_AGREEMENT = {"bf16": 0.99, "int8": 0.98}
 #: A share of 99 % says nothing about fewer utterances.
 LEAST_UTTERANCES = 100
-#: Instruction sets with products of their own ("cuda": GPUs that we have kernels for); others get the same numbers, up to rounding, from wider products.
+#: Instruction sets with products of their own ("cuda": GPUs that we have kernels for); others get the same numbers, up
+#: to rounding, from wider products.
 _NATIVE = {"bf16": ("avx512_bf16", "cuda"), "int8": ("avx512_vnni", "avx512_bf16")}
 
 

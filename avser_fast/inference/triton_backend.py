@@ -155,7 +155,7 @@ class Triton(CompiledFrontEnd):
         self.device = usable_gpu(device) if self._cuda else device
         self.threads = threads or available_cpus()
         self.precision, self.reason = choose_precision(spec, precision, card, "cuda")
-        narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
         mdscm, encoder, self._fusion = load_modules(spec, tensors, self.name)
         self.parts = {"front end": "engine on the CPU"}
         for part, module in (("mdscm", mdscm), ("encoder", encoder)):
@@ -163,10 +163,10 @@ class Triton(CompiledFrontEnd):
                 continue
             if isinstance(module.body, MDSCMBody):
                 # Raises where the network has more than the kernels take.
-                fused(self.name, torch.empty(0, device=self.device, dtype=narrow), module.body.network)
+                fused(self.name, torch.empty(0, device=self.device, dtype=dtype), module.body.network)
             self.parts[part] = self.name if isinstance(module.body, MDSCMBody) else "torch"
-            if narrow is not None:
-                _narrow(module.body, narrow)
+            if dtype is not None:
+                narrow(module.body, dtype)
             module.to(self.device)
         networks: list[Network] = []
         if mdscm is not None:
@@ -253,7 +253,7 @@ class Triton(CompiledFrontEnd):
         }
 
 
-def _narrow(body: Any, dtype: Any) -> None:
+def narrow(body: Any, dtype: Any) -> None:
     """Products and maps of a body in ``dtype``, its norms and what comes out in float32."""
     import torch
 
