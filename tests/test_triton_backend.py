@@ -156,7 +156,8 @@ def test_tf32_reaches_the_kernels(files: dict[str, Path], monkeypatch: pytest.Mo
 
 @runs
 @pytest.mark.parametrize(
-    ("name", "precision"), [*((name, "float32") for name in SPECS), ("MDSCM", "bf16"), ("system, ResNet-18", "bf16")]
+    ("name", "precision"),
+    [("system, MDSCM body", "float32"), ("encoder, ResNet-18", "float32"), ("system, ResNet-18", "bf16")],
 )
 def test_bits_do_not_depend_on_the_batch(files: dict[str, Path], name: str, precision: str) -> None:
     recognizer = load(files[name], precision)
@@ -350,7 +351,7 @@ def test_bad_choices(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest
         words = "precision: expected 'auto', 'float32', 'tf32', 'bf16' or 'fp16' with backend 'triton', got "
         with pytest.raises(BackendError, match=re.escape(words + repr(precision))):
             load(files["MDSCM"], precision)
-    long = MDSCM(mel_bands=8, clip_frames=1040, stem=(4,), blocks=(4, 4), encoder_layers=1)
+    long = MDSCM(mel_bands=8, clip_frames=1040, stem=(4,), blocks=(4, 4), attention_reduction=1, encoder_layers=1)
     spec = ModelSpec(front_end=FrontEnd(mel_bands=8), clip_rule=ClipRule("even", None, 1040), network=long)
     write(tmp_path / "long.safetensors", spec)
     with pytest.raises(BackendError, match="temporal_attention: expected at most 128 tokens, got 130"):
@@ -401,4 +402,4 @@ def test_interpreted() -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed is not None and int(passed.group(1)) >= 25, done.stdout[-2000:]
+    assert passed is not None and int(passed.group(1)) >= 22, done.stdout[-2000:]

@@ -520,7 +520,8 @@ def float32_products(how: str) -> Iterator[None]:
     """
     import torch
 
-    matmul, conv, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn  # its parts are made at run time
+    matmul, conv = torch.backends.cuda.matmul, cudnn.conv
     with _flags_lock:
         before = matmul.fp32_precision, conv.fp32_precision, cudnn.deterministic, cudnn.benchmark
         try:
