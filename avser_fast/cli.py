@@ -90,7 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--top-k", type=count, metavar="K", help="show only the K most probable emotions")
     infer.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     infer.add_argument(
-        "--precision", default="auto", metavar="P", help="auto, float32, bf16 or int8 (default: %(default)s)"
+        "--precision",
+        default="auto",
+        metavar="P",
+        help="auto, float32, bf16, int8 on a CPU, tf32, fp16 on a GPU (default: %(default)s)",
+    )
+    infer.add_argument(
+        "--backend", default="auto", metavar="B", help="auto, engine, triton or reference (default: %(default)s)"
     )
     infer.add_argument("--batch-size", type=count, metavar="N", help="files scored together; changes memory, no result")
     infer.add_argument(
@@ -156,7 +162,7 @@ def _infer(options: argparse.Namespace) -> int:
         return USAGE
     from .inference.recognizer import load
 
-    recognizer = load(options.model, device=options.device, precision=options.precision)
+    recognizer = load(options.model, device=options.device, precision=options.precision, backend=options.backend)
     failed = 0
 
     def results() -> Iterator[tuple[str, EmotionResult]]:
