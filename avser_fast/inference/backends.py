@@ -1,5 +1,5 @@
-"""What can run a model, and which of it is chosen: the engine without torch, the Triton kernels on a GPU, the torch
-reference.  All offer the same calls."""
+"""What can run a model, and which of it is chosen: the engine without torch on a CPU or a GPU, the Triton kernels on a
+GPU, the torch reference.  All offer the same calls."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 MAX_THREADS = 1024
 #: Clips (N, C, W, M) to their features (N, D) and logits (N, K).
 Clipwise = Callable[[np.ndarray], "tuple[np.ndarray, np.ndarray]"]
+#: Clips (B, L, C, W, M) and who votes (B, L), or None, to probabilities, features and logits.
+Forward = Callable[[np.ndarray, "np.ndarray | None"], "tuple[np.ndarray, np.ndarray, np.ndarray]"]
+#: Features (B, L, D) and logits (B, L, K) to the fused logits (B, K) and those of both branches.
+Fuse = Callable[[np.ndarray, np.ndarray], "tuple[np.ndarray, np.ndarray, np.ndarray]"]
 
 
 class Backend(Protocol):
@@ -87,6 +91,12 @@ def _engine_why_not(device: str) -> str | None:
     return None
 
 
+def _cuda_why_not(device: str) -> str | None:
+    from .cuda_backend import why_not
+
+    return why_not(device)
+
+
 def _triton_why_not(device: str) -> str | None:
     from .triton_backend import why_not
 
@@ -97,6 +107,13 @@ def _triton_why_not(device: str) -> str | None:
 #: runs on both, has to be asked for.
 WAYS = (
     Way("cpu", "engine", _engine_why_not, PRECISIONS, "every instruction set against the float64 reference, on CPUs"),
+    Way(
+        "cuda",
+        "cuda",
+        _cuda_why_not,
+        ("float32", "tf32", "bf16", "fp16", "fp8"),
+        "each kernel's own source, thread by thread, on an emulated GPU against the float64 reference; not on a GPU",
+    ),
     Way(
         "cuda",
         "triton",
@@ -163,6 +180,10 @@ def make_backend(
                 f"threads: expected None with backend 'reference', which runs in torch's own pool, got {threads}"
             )
         return Reference(spec, tensors, device)
+    if backend == "cuda":
+        from .cuda_backend import Cuda
+
+        return Cuda(spec, tensors, threads, precision, card or {}, device)
     if backend == "triton":
         from .triton_backend import Triton
 
@@ -239,55 +260,73 @@ class Engine(CompiledFrontEnd):
                     "with `avser-fast convert MODEL --precision int8 --calibrate DIR`"
                 )
             ranges = dict(calibration)
-        self._mdscm_only = isinstance(spec, config.ModelSpec)
-        self._fusion: Any = None
+        self._build(spec, tensors, ranges)
+
+    def _build(self, spec: Spec, tensors: Mapping[str, np.ndarray], ranges: dict[str, np.ndarray] | None) -> None:
+        """The networks of the model, and how a system fuses them."""
+        self._whole: Forward | None = None
+        self._fuse: Fuse | None = None
         self._networks: list[Clipwise] = []
         try:
             if isinstance(spec, config.ModelSpec):
-                self._add_mdscm(spec.network, tensors, ranges)
+                self._whole = self._add_mdscm(spec.network, tensors, ranges)
             elif isinstance(spec, config.EncoderSpec):
                 self._add_encoder(spec, tensors)
             else:
                 speech, encoder, fusion = _parts(tensors)
                 self._add_mdscm(spec.network, speech)
                 self._add_encoder(spec, encoder)
-                self._fusion = module.Fusion(fusion, **dataclasses.asdict(spec.fusion))
+                self._fuse = self._fusion(spec.fusion, fusion)
         except (ValueError, TypeError, KeyError, MemoryError) as error:
-            raise ModelError(f"backend 'engine': the model cannot be packed ({error})") from error
+            raise ModelError(f"backend {self.name!r}: the model cannot be packed ({error})") from error
 
-    def _add_mdscm(
-        self, network: config.MDSCM, tensors: Mapping[str, np.ndarray], ranges: dict[str, np.ndarray] | None = None
-    ) -> None:
-        described, threads = json.dumps({"network": dataclasses.asdict(network)}), self.threads
+    def _mdscm(
+        self, network: config.MDSCM, tensors: Mapping[str, np.ndarray], ranges: dict[str, np.ndarray] | None
+    ) -> Forward:
         engine = self._engine = self._module.Engine(
-            described, dict(tensors), precision=self.precision, calibration=ranges
-        )
+            json.dumps({"network": dataclasses.asdict(network)}), dict(tensors),
+            precision=self.precision, calibration=ranges,
+        )  # fmt: skip
+        return lambda clips, valid: engine.forward(clips, valid, self.threads)
 
-        def run(clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            clips = np.ascontiguousarray(clips[:, : network.in_channels])
-            _, features, logits = engine.forward(clips[None], None, threads)
-            return features[0], logits[0]
-
-        self._networks.append(run)
-
-    def _add_encoder(self, spec: config.EncoderSpec | config.SystemSpec, tensors: Mapping[str, np.ndarray]) -> None:
-        encoder, threads = spec.encoder, self.threads
-        if encoder.body == "mdscm":
-            self._add_mdscm(encoder.mdscm, tensors)
-            return
+    def _resnet18(self, encoder: config.AVRE, shape: tuple[int, int], tensors: Mapping[str, np.ndarray]) -> Forward:
         resnet = self._module.ResNet18(
             dict(tensors), in_channels=encoder.in_channels, classes=encoder.classes, precision=self.precision
         )
+        return lambda clips, valid: resnet.forward(clips, valid, self.threads)
+
+    def _fusion(self, fusion: config.Fusion, tensors: Mapping[str, np.ndarray]) -> Fuse:
+        fuse = self._module.Fusion(dict(tensors), **dataclasses.asdict(fusion))
+        return lambda features, scores: fuse.forward(features, scores, self.threads)
+
+    def _add_mdscm(
+        self, network: config.MDSCM, tensors: Mapping[str, np.ndarray], ranges: dict[str, np.ndarray] | None = None
+    ) -> Forward:
+        forward = self._mdscm(network, tensors, ranges)
+
+        def run(clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            _, features, logits = forward(np.ascontiguousarray(clips[:, : network.in_channels])[None], None)
+            return features[0], logits[0]
+
+        self._networks.append(run)
+        return forward
+
+    def _add_encoder(self, spec: config.EncoderSpec | config.SystemSpec, tensors: Mapping[str, np.ndarray]) -> None:
+        encoder = spec.encoder
+        if encoder.body == "mdscm":
+            self._add_mdscm(encoder.mdscm, tensors)
+            return
+        size = (spec.clip_rule.clip_frames, spec.front_end.mel_bands)
+        forward = self._resnet18(encoder, size, tensors)
         # A clip of padding alone, of which a short utterance has many under the published rule, is computed once.
-        shape = (1, 1, encoder.in_channels, spec.clip_rule.clip_frames, spec.front_end.mel_bands)
-        _, padding_features, padding_logits = resnet.forward(np.zeros(shape, np.float32))
+        _, padding_features, padding_logits = forward(np.zeros((1, 1, encoder.in_channels, *size), np.float32), None)
 
         def run(clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             clips = clips[:, : encoder.in_channels]
             heard = clips.any((1, 2, 3))
             features, logits = (np.repeat(x[0], len(clips), 0) for x in (padding_features, padding_logits))
             if heard.any():
-                _, found, found_logits = resnet.forward(np.ascontiguousarray(clips[heard])[None], None, threads)
+                _, found, found_logits = forward(np.ascontiguousarray(clips[heard])[None], None)
                 features[heard], logits[heard] = found[0], found_logits[0]
             return features, logits
 
@@ -298,18 +337,14 @@ class Engine(CompiledFrontEnd):
 
     def vote(self, clip_logits: np.ndarray, features: np.ndarray) -> np.ndarray:
         """(L, K) logits and (L, D) features of an utterance's clips to its logits (K,) in float64."""
-        if self._fusion is None:
+        if self._fuse is None:
             return np.asarray(clip_logits.astype(np.float64).mean(0))
-        fused, _, _ = self._fusion.forward(features[None], clip_logits[None], self.threads)
+        fused, _, _ = self._fuse(features[None], clip_logits[None])
         return np.asarray(fused[0].astype(np.float64))
 
     def forward(self, clips: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if self._mdscm_only:
-            votes = None if valid is None else np.ascontiguousarray(valid)
-            probabilities, features, clip_logits = self._engine.forward(
-                np.ascontiguousarray(clips), votes, self.threads
-            )
-            return probabilities, features, clip_logits
+        if self._whole is not None:
+            return self._whole(np.ascontiguousarray(clips), None if valid is None else np.ascontiguousarray(valid))
         batch, count = clips.shape[:2]
         features, clip_logits = (
             part.reshape(batch, count, -1) for part in self._clip_outputs(clips.reshape(-1, *clips.shape[2:]))

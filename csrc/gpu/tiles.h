@@ -70,15 +70,15 @@ struct Accumulators {
 };
 
 // Adds the rows from m_tile on times the columns from n_tile on, `pairs` pairs of instructions from `first_pair` on;
-// the tile's k begins there.  Tiles behind the last one of the matrix are computed as the last one: the caller does not
-// use them.
+// the tile's k begins there.  Row tiles behind the last one are left alone; column tiles behind the last one are
+// computed as the last one: the caller uses neither.
 template <typename Op, bool kEightBits, int MT, int NT>
 AVSER_DEVICE void multiply(Shared<char> a, int pitch, int m_tile, int m_tiles, const Packed& w, int n_tile,
                            int first_pair, int pairs, Accumulators<MT, NT>& acc) {
   int rows[MT], columns[NT];
   AVSER_UNROLL
   for (int i = 0; i < MT; ++i) {
-    const int row = 16 * least(m_tile + i, m_tiles - 1) + lane() % 8 + lane() / 8 % 2 * 8;
+    const int row = 16 * (m_tile + i) + lane() % 8 + lane() / 8 % 2 * 8;
     rows[i] = row * pitch + lane() / 16 * 16;
   }
   AVSER_UNROLL
@@ -100,6 +100,7 @@ AVSER_DEVICE void multiply(Shared<char> a, int pitch, int m_tile, int m_tiles, c
     for (int half = 0; half < 2; ++half) {
       AVSER_UNROLL
       for (int i = 0; i < MT; ++i) {
+        if (m_tile + i >= m_tiles) continue;
         uint32_t fragment[4];
         ldmatrix(fragment, a + (rows[i] + pair * kPairBytes + half * kStepBytes));
         AVSER_UNROLL
