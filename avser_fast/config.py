@@ -396,8 +396,9 @@ class EncoderSpec:
         _require(self.front_end.channels == channels, "front_end.channels", f"{channels}", self.front_end.channels)
         if self.encoder.body == "mdscm":
             _check_clips(self.front_end, self.clip_rule, self.encoder.mdscm)
-        values = 16 * self.clip_rule.clip_frames * self.front_end.mel_bands  # 64 channels at half the height and width
-        _require(values <= MAX_VALUES, "clip_rule.clip_frames", f"maps of at most {MAX_VALUES} values", values)
+        else:
+            values = 16 * self.clip_rule.clip_frames * self.front_end.mel_bands  # 64 channels at half height and width
+            _require(values <= MAX_VALUES, "clip_rule.clip_frames", f"maps of at most {MAX_VALUES} values", values)
 
     @property
     def features(self) -> int:

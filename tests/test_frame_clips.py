@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from avser_fast import _engine, reference
-from avser_fast.config import ClipRule
+from avser_fast.config import ClipRule, EncoderSpec
 from avser_fast.errors import ConfigError
 
 
@@ -88,6 +88,9 @@ def test_errors() -> None:
             _engine.clip_table(10, clips, frames, "published")
     with pytest.raises(ConfigError, match=r"clip_frames: expected 1\.\.268435456, got 268435457"):
         ClipRule(clip_frames=2**28 + 1)
+    with pytest.raises(ConfigError, match=r"clip_rule\.clip_frames: expected maps of at most 268435456 values, got"):
+        EncoderSpec(clip_rule=ClipRule(clip_frames=419431))
+    assert EncoderSpec(clip_rule=ClipRule(clip_frames=419430)).clip_rule.clip_frames == 419430
     with pytest.raises(ConfigError, match="rule: expected one of"):
         reference.clip_table(10, 5, 224, "middle")
     with pytest.raises(ConfigError, match="clips: expected at least 1"):
