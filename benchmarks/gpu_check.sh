@@ -56,5 +56,7 @@ part build 240 bash -c build
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 part tests 200 "$python" -m pytest -q tests/test_training_ops.py tests/test_training_modes.py -k "cuda or graph" -m "not slow" -p no:cacheprovider
 part log_mel 60 "$python" -m pytest -q tests/test_ops.py -k cuda -p no:cacheprovider
+part inference_tests 120 "$python" -m pytest -q tests/test_triton_backend.py -k "not interpreted" -p no:cacheprovider
+part inference 120 "$python" -m benchmarks.gpu_inference "$out"
 part training 240 "$python" -m benchmarks.gpu_training "$out"
 exit "$failed"

@@ -386,6 +386,16 @@ def test_the_page_of_results_comes_from_the_files() -> None:
     assert page == render.details(), "run `python -m benchmarks.render`"
 
 
+def test_the_readme_comes_from_the_files() -> None:
+    text = (render.ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == render.rendered(text), "run `python -m benchmarks.render`"
+    notes = render.NOTES.read_text(encoding="utf-8")
+    assert notes == render.rendered_notes(notes), "run `python -m benchmarks.render`"
+    assert render.choices_table(render.SPEED) == "Not measured yet."
+    assert render.default_ua(render.SPEED) == "UA not measured yet"
+    assert render.accuracy_table(render.SPEED) == "Not measured yet."
+
+
 def test_the_chart_is_drawn(results: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from benchmarks import chart

@@ -59,7 +59,7 @@ def power(n: int, least: int = 16, most: int = 1 << 30) -> int:
 
 def precision(x: Tensor) -> str:
     """How products of float32 run: tf32 where torch's setting for matrix products allows it."""
-    return "tf32" if x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
+    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def rows(x: Tensor) -> Tensor:

@@ -124,4 +124,17 @@ inline VoteArray votes_array(const std::string& what, const py::object& valid, p
   return array;
 }
 
+// Features (B, L, width) and scores (B, L, classes) of a fusion.
+inline std::pair<FloatArray, FloatArray> fusion_arrays(const std::string& what, const py::object& features,
+                                                       const py::object& scores, int64_t width, int64_t classes) {
+  const FloatArray x = real_array(features, what + ": features", ErrorKind::input);
+  const FloatArray s = real_array(scores, what + ": scores", ErrorKind::input);
+  AVSER_CHECK(x.ndim() == 3 && x.shape(2) == width, input, what, ": features: expected shape (B, L, ", width, "), got ",
+              shape_text(x));
+  AVSER_CHECK(s.ndim() == 3 && s.shape(0) == x.shape(0) && s.shape(1) == x.shape(1) && s.shape(2) == classes, input,
+              what, ": scores: expected shape (", x.shape(0), ", ", x.shape(1), ", ", classes, "), got ",
+              shape_text(s));
+  return {x, s};
+}
+
 }  // namespace avser

@@ -142,13 +142,8 @@ std::unique_ptr<Fusion> make_fusion(const py::dict& tensors, int64_t features, i
 }
 
 py::tuple forward_fusion(const Fusion& engine, const py::object& features, const py::object& scores, int threads) {
-  const FloatArray x = real_array(features, "Fusion.forward: features", ErrorKind::input);
-  const FloatArray s = real_array(scores, "Fusion.forward: scores", ErrorKind::input);
-  AVSER_CHECK(x.ndim() == 3 && x.shape(2) == engine.features(), input,
-              "Fusion.forward: features: expected shape (B, L, ", engine.features(), "), got ", shape_text(x));
+  const auto [x, s] = fusion_arrays("Fusion.forward", features, scores, engine.features(), engine.classes());
   const py::ssize_t batch = x.shape(0), count = x.shape(1), classes = engine.classes();
-  AVSER_CHECK(s.ndim() == 3 && s.shape(0) == batch && s.shape(1) == count && s.shape(2) == classes, input,
-              "Fusion.forward: scores: expected shape (", batch, ", ", count, ", ", classes, "), got ", shape_text(s));
   PoolExecutor executor(threads);
   py::array_t<float> fused({batch, classes}), a({batch, classes}), b({batch, classes});
   float* const out[] = {fused.mutable_data(), a.mutable_data(), b.mutable_data()};

@@ -129,6 +129,7 @@ AVSER_DEVICE float max_nan(float a, float b) {
 }
 AVSER_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 AVSER_DEVICE float exponential(float x) { return expf(x); }
+AVSER_DEVICE float tangent(float x) { return tanhf(x); }  // hyperbolic
 AVSER_DEVICE float square_root(float x) { return __fsqrt_rn(x); }
 AVSER_DEVICE bool is_nan(float x) { return x != x; }
 

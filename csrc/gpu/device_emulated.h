@@ -159,6 +159,7 @@ inline float load_fresh(const float* at) { return *at; }
 inline float max_nan(float a, float b) { return a != a ? a : b != b ? b : a > b ? a : b; }
 inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 inline float exponential(float x) { return std::exp(x); }
+inline float tangent(float x) { return std::tanh(x); }  // hyperbolic
 inline float square_root(float x) { return std::sqrt(x); }
 inline bool is_nan(float x) { return x != x; }
 

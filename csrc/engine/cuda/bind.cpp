@@ -7,6 +7,7 @@
 
 #include "common/check.h"
 #include "engine/arrays.h"
+#include "engine/cuda/fusion.h"
 #include "engine/cuda/mdscm.h"
 #include "engine/cuda/resnet18.h"
 
@@ -69,6 +70,25 @@ void forward_on_device(const GpuModel& model, uintptr_t clips, uintptr_t valid, 
                           reinterpret_cast<float*>(logits), reinterpret_cast<Stream>(stream));
 }
 
+py::tuple forward_fusion(const GpuFusion& fusion, const py::object& features, const py::object& scores) {
+  const auto [x, s] = fusion_arrays("GpuFusion.forward", features, scores, fusion.features(), fusion.classes());
+  const py::ssize_t batch = x.shape(0), count = x.shape(1), classes = fusion.classes();
+  py::array_t<float> fused({batch, classes}), a({batch, classes}), b({batch, classes});
+  float* const out[] = {fused.mutable_data(), a.mutable_data(), b.mutable_data()};
+  {
+    const py::gil_scoped_release release;
+    fusion.forward(x.data(), s.data(), batch, count, out[0], out[1], out[2]);
+  }
+  return py::make_tuple(fused, a, b);
+}
+
+std::unique_ptr<GpuFusion> make_fusion(const py::dict& tensors, int64_t features, int64_t classes, int64_t hidden,
+                                       double feature_weight, int device) {
+  std::vector<FloatArray> arrays;
+  const Tensors views = view_all(tensors, "GpuFusion: ", arrays);
+  return std::make_unique<GpuFusion>(features, classes, hidden, feature_weight, views, device);
+}
+
 py::dict gpu_info(int device) {
   const int count = device_count();
   AVSER_CHECK(device >= 0 && device < count, backend, "CUDA: expected a GPU from 0 to ", count - 1, ", got ", device);
@@ -115,6 +135,12 @@ void bind_gpu_engine(py::module_& m) {
            py::arg("poison") = false,
            "tensors: the state dict of avser_fast.nn.AVRE(body='resnet18').  precision: float32, tf32, bf16 or fp16.\n"
            "The other arguments and the errors are as of GpuEngine.");
+  py::class_<GpuFusion>(m, "GpuFusion", "Fusion of clip features and clip logits by two LSTMs on a GPU, float32.")
+      .def(py::init(&make_fusion), py::arg("tensors"), py::kw_only(), py::arg("features") = 1280,
+           py::arg("classes") = 4, py::arg("hidden") = 128, py::arg("feature_weight") = 0.7, py::arg("device") = 0,
+           "tensors: the state dict of avser_fast.nn.Fusion.")
+      .def("forward", &forward_fusion, py::arg("features"), py::arg("scores"),
+           "features (B, L, D), scores (B, L, classes) -> (fused, a, b), each (B, classes) logits.");
   m.def("gpu_info", &gpu_info, py::arg("device") = 0,
         "name, capability, multiprocessors, shared_bytes of a GPU; BackendError where there is none that can be used.");
 }
