@@ -177,6 +177,15 @@ def affine_gradient(grad, x, mean, scale, shift, NORM: tl.constexpr, RELU: tl.co
 
 
 @triton.jit
+def load_output_terms(grad_mean, grad_var, y_mean, channel, inside, AXIS: tl.constexpr):
+    """What ``output_gradient`` has of a block of channels, with a new axis."""
+    grad_mean = tl.load(grad_mean + channel, mask=inside, other=0.0)
+    grad_var = tl.load(grad_var + channel, mask=inside, other=0.0)
+    y_mean = tl.load(y_mean + channel, mask=inside, other=0.0)
+    return tl.expand_dims(grad_mean, AXIS), tl.expand_dims(grad_var, AXIS), tl.expand_dims(y_mean, AXIS)
+
+
+@triton.jit
 def output_gradient(grad, y, offset, mask, grad_mean, grad_var, y_mean, inverse_count):
     """Gradient of a convolution's output, through its statistics too, in float32.
 

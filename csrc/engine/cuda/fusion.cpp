@@ -48,7 +48,7 @@ GpuFusion::GpuFusion(int64_t features, int64_t classes, int64_t hidden, double f
   AVSER_CHECK(device >= 0 && device < count, backend, "CUDA: expected a GPU from 0 to ", count - 1, ", got ", device);
   const OnDevice guard(device);
   std::vector<Buffer> unused;
-  Packer packer(tensors, 8, unused);
+  Packer packer("Fusion", tensors, 8, unused);
   GpuUploader upload(weights_);
   branches_[0] = branch(packer, upload, "feature_branch", features, hidden, classes);
   branches_[1] = branch(packer, upload, "score_branch", classes, hidden, classes);

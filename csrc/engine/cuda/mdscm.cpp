@@ -33,7 +33,7 @@ class GpuMdscm::Builder : private Packer {
  public:
   Builder(const Network& network, const Tensors& tensors, GpuPrecision precision, Program& program,
           std::vector<DeviceMemory>& weights)
-      : Packer(tensors, 8, unused_),
+      : Packer("GpuEngine", tensors, 8, unused_),
         network_(network),
         format_(format_of(precision)),
         encoder_format_(precision == GpuPrecision::fp8 ? Format::fp8 : format_),

@@ -35,7 +35,7 @@ GpuResNet18::GpuResNet18(int64_t in_channels, int64_t height, int64_t width, int
   const Format format = format_of(options_.precision);
   const int element = element_bytes(format);
   std::vector<Buffer> unused;
-  Packer packer(tensors, 8, unused);
+  Packer packer("ResNet18", tensors, 8, unused);
   GpuUploader upload(weights_);
 
   // A block's input, what its first convolution makes, its shortcut and its output take turns in four areas.
