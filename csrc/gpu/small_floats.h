@@ -70,6 +70,7 @@ inline uint8_t float_to_f8(float x) {
   const uint8_t sign = detail::bits_of(x) >> 31 ? 0x80 : 0;
   const float magnitude = std::fabs(x);
   if (magnitude >= 448.0f) return sign | 0x7e;
+  if (magnitude == 0.0f) return sign;  // which has no exponent
   int exponent;
   std::frexp(magnitude, &exponent);
   const int unit = (exponent - 1 < -6 ? -6 : exponent - 1) - 3;  // power of two of the last bit
