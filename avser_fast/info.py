@@ -225,6 +225,17 @@ def _torch_ops() -> dict[str, Any]:
     return {"loaded": True, "torch": str(torch.__version__), "absent": absent, **module.build_info()}
 
 
+#: On which GPUs the tests of a backend passed: backend -> [{"gpu", "capability", "date", "version", ...}].
+GPU_VERIFIED = "gpu_verified.json"
+
+
+def gpu_verified() -> dict[str, list[dict[str, Any]]]:
+    """What ``benchmarks/gpu_check.sh`` wrote on machines with a GPU; empty before it ran on one."""
+    path = PACKAGE / GPU_VERIFIED
+    found: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
 def _ways() -> list[dict[str, Any]]:
     return list(importlib.import_module("avser_fast.inference.backends").ways())
 

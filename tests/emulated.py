@@ -43,7 +43,7 @@ def module() -> Any:
 
 @functools.cache
 def build() -> Any:
-    """The emulated module, built into ``build/emulated`` where its sources are newer; skips where nothing can be built."""
+    """The emulated module, built into ``build/emulated`` where its sources are newer; skips if nothing can be built."""
     try:
         import ninja  # noqa: F401
         import pybind11  # noqa: F401

@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import config
 from ..errors import BackendError, ModelError
-from ..info import cuda_driver
+from ..info import cuda_driver, gpu_verified
 from ..precision import PRECISIONS, automatic
 from . import features as front_end
 from .weights import PARTS, Spec
@@ -112,21 +112,29 @@ WAYS = (
         "cuda",
         _cuda_why_not,
         ("float32", "tf32", "bf16", "fp16", "fp8"),
-        "each kernel's own source, thread by thread, on an emulated GPU against the float64 reference; not on a GPU",
+        "each kernel's own source, thread by thread, on an emulated GPU against the float64 reference",
     ),
     Way(
         "cuda",
         "triton",
         _triton_why_not,
         ("float32", "tf32", "bf16", "fp16"),
-        "in Triton's interpreter on a CPU; ahead-of-time compiled for sm_80 and sm_90; not verified on a GPU",
+        "in Triton's interpreter on a CPU; ahead-of-time compiled for sm_80 and sm_90",
     ),
 )
 
 
 def ways() -> list[dict[str, Any]]:
-    """``WAYS`` as plain data, ``why_not`` as the answer on this machine."""
-    return [{**way._asdict(), "why_not": way.why_not(way.device)} for way in WAYS]
+    """``WAYS`` as plain data, ``why_not`` as the answer on this machine, ``verified`` with the GPUs that passed."""
+    return [{**way._asdict(), "why_not": way.why_not(way.device), "verified": verified(way)} for way in WAYS]
+
+
+def verified(way: Way) -> str:
+    """How the kernels of a way were verified, and on what."""
+    if way.device == "cpu":
+        return way.verified
+    gpus = [f"{x['gpu']} ({x['date']})" for x in gpu_verified().get(way.backend, ())]
+    return f"{way.verified}; {'on ' + ', '.join(gpus) if gpus else 'not on a GPU yet'}"
 
 
 def choose(device: str, backend: str) -> Way:

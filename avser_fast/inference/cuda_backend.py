@@ -12,7 +12,7 @@ import numpy as np
 from .. import config
 from ..errors import BackendError
 from . import features as front_end
-from .backends import Engine, Forward, Fuse, available_cpus, choose_precision
+from .backends import WAYS, Engine, Forward, Fuse, available_cpus, choose_precision, verified
 from .weights import Spec
 
 
@@ -100,4 +100,5 @@ class Cuda(Engine):
             "isa": None,
             "gpu": gpu["name"],
             "threads": self.threads,  # of the front end
+            "verified": next(verified(way) for way in WAYS if way.backend == self.name),
         }

@@ -27,6 +27,7 @@ from .backends import (
     load_modules,
     softmax,
     usable_gpu,
+    verified,
     why_no_gpu,
 )
 from .weights import Spec
@@ -249,7 +250,7 @@ class Triton(CompiledFrontEnd):
             "threads": self.threads,
             "parts": dict(self.parts),
             "cuda_graphs": self.graphs,
-            "verified": next(way.verified for way in WAYS if way.backend == self.name),
+            "verified": next(verified(way) for way in WAYS if way.backend == self.name),
         }
 
 
