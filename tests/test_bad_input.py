@@ -334,7 +334,7 @@ def test_bad_loads(recognizer: avser_fast.Recognizer) -> None:
     for value in ("bf16", "int8"):
         sentence = "precision: expected 'auto' or 'float32' with backend 'reference', got "
         assert refusal(precision=value, backend="reference") == sentence + repr(value)
-    assert "backend: expected 'auto', 'engine', 'triton' or 'reference', got 'onnx'" == refusal(backend="onnx")
+    assert "backend: expected 'auto', 'engine', 'cuda', 'triton' or 'reference', got 'onnx'" == refusal(backend="onnx")
     for value in (0, -1, True, 1.5, "2"):
         assert f"threads: expected a whole number from 1 to 1024 or None, got {value!r}" == refusal(threads=value)
     assert "backend 'engine': expected device 'cpu'" in refusal(backend="engine", device="cuda")

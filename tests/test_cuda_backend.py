@@ -13,7 +13,7 @@ from test_triton_backend import ITEMS, SPECS, write
 import avser_fast
 from avser_fast import _engine, info
 from avser_fast.errors import BackendError
-from avser_fast.inference import features
+from avser_fast.inference import cuda_backend, features
 
 
 class OnEmulatedGpu:
@@ -31,6 +31,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     emulated.module().set_device()
     emulated.module().set_order("forward")
     monkeypatch.setattr(features, "engine_module", OnEmulatedGpu)
+    monkeypatch.setattr(cuda_backend, "why_no_gpu", lambda device: None)
     return emulated.module()
 
 
@@ -74,11 +75,26 @@ def test_an_old_gpu_and_one_that_is_not_there_are_named(gpu: Any, tmp_path: Path
         avser_fast.load(path, device="cuda", backend="cuda")
 
 
+def test_a_build_without_the_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Plain(OnEmulatedGpu):
+        def build_info(self) -> dict[str, Any]:
+            return {**_engine.build_info(), "cuda": False, "cuda_reason": "no nvcc"}
+
+    monkeypatch.setattr(cuda_backend, "why_no_gpu", lambda device: None)
+    monkeypatch.setattr(features, "engine_module", Plain)
+    with pytest.raises(BackendError, match=r"^backend 'cuda': the CUDA kernels .* this build \(no nvcc\)$"):
+        avser_fast.load("default", device="cuda", backend="cuda")
+
+
 @pytest.mark.skipif("driver" in info.cuda_driver(), reason="there is a driver")
 def test_without_a_driver_one_sentence_says_so() -> None:
-    with pytest.raises(BackendError) as raised:
-        avser_fast.load("default", device="cuda", backend="cuda")
-    text = str(raised.value)
-    assert "\n" not in text
-    built = _engine.build_info()["cuda"]
-    assert ("expected an NVIDIA driver, found none" if built else "not part of this build") in text
+    for backend in ("cuda", "auto"):
+        with pytest.raises(BackendError, match="^device 'cuda': expected an NVIDIA driver, got none") as raised:
+            avser_fast.load("default", device="cuda", backend=backend)
+        assert "\n" not in str(raised.value) and ";" not in str(raised.value)
+
+
+@pytest.mark.skipif(not _engine.build_info()["cuda"] or "driver" in info.cuda_driver(), reason="no CUDA, or a driver")
+def test_the_module_itself_imports_without_a_driver_and_says_so() -> None:
+    with pytest.raises(BackendError, match="^CUDA: expected an NVIDIA driver, found none on this machine$"):
+        _engine.gpu_info()  # type: ignore[attr-defined]

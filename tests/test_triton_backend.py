@@ -117,7 +117,7 @@ def test_agrees_with_the_reference(files: dict[str, Path], name: str) -> None:
         assert_close(actual, wanted, 1e-4, name)
     said = ours.info()
     assert said["backend"] == "triton" and said["precision"] == "float32" and not said["cuda_graphs"]
-    assert "not on a GPU yet" in said["verified"] and json.dumps(said)
+    assert "on a CPU; ahead-of-time" in said["verified"] and json.dumps(said)
     assert (said["parts"].get("fusion") == "torch on the CPU") == name.startswith("system")
 
 
@@ -334,11 +334,12 @@ def test_what_is_missing_for_a_gpu(files: dict[str, Path], monkeypatch: pytest.M
     for package in ("torch", "triton"):
         monkeypatch.setattr(triton_backend, "find_spec", lambda name, package=package: None if name == package else 1)
         expected = f"backend 'triton': expected the package {package}, which is not installed"
-        assert refusal(device="cuda:1") == expected
+        assert refusal(device="cuda:1", backend="triton") == expected
     monkeypatch.undo()
     driver(driver="13.0", devices=["a"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert refusal(device="cuda") == f"device 'cuda': torch {torch.__version__} finds no usable CUDA GPU"
+    expected = f"device 'cuda': torch {torch.__version__} finds no usable CUDA GPU"
+    assert refusal(device="cuda", backend="triton") == expected
     if not INTERPRETED:
         expected = "backend 'triton': expected device 'cuda' or 'cuda:N', got 'cpu'"
         for device in ("cpu", "auto"):
@@ -385,13 +386,15 @@ def test_command_line(files: dict[str, Path], run: Any, tmp_path: Path) -> None:
 def test_doctor_says_how_each_way_was_verified() -> None:
     found = info.report()
     way = {way["backend"]: way for way in found["ways"]}
-    assert list(way) == ["engine", "triton"] and way["engine"]["why_not"] is None
+    assert list(way) == ["engine", "cuda", "triton"] and way["engine"]["why_not"] is None
     if not torch.cuda.is_available():
         assert way["triton"]["why_not"].startswith("device 'cuda': ")
     text = info.doctor(found)
     assert "inference on a CPU, backend 'engine': runs" in text
     assert f"inference on a GPU, backend 'triton': {way['triton']['why_not'] or 'runs'}" in text
-    assert "ahead-of-time compiled for sm_80 and sm_90; not on a GPU yet" in text
+    if not info.gpu_verified():
+        assert "ahead-of-time compiled for sm_80 and sm_90; not on a GPU yet" in text
+        assert "on an emulated GPU against the float64 reference; not on a GPU yet" in text
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")

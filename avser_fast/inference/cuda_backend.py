@@ -12,7 +12,7 @@ import numpy as np
 from .. import config
 from ..errors import BackendError
 from . import features as front_end
-from .backends import WAYS, Engine, Forward, Fuse, available_cpus, choose_precision, verified
+from .backends import WAYS, Engine, Forward, Fuse, available_cpus, choose_precision, verified, why_no_gpu
 from .weights import Spec
 
 
@@ -24,6 +24,9 @@ def why_not(device: str) -> str | None:
     """What keeps the CUDA kernels from running on "cuda" or "cuda:N", or None."""
     if not device.startswith("cuda"):
         return f"backend 'cuda': expected device 'cuda' or 'cuda:N', got {device!r}"
+    reason = why_no_gpu(device)
+    if reason is not None:
+        return reason
     try:
         module = front_end.engine_module()
         if not module.build_info()["cuda"]:
