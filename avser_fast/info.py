@@ -56,6 +56,13 @@ VARIABLES = (
         "1 replays the Triton networks as CUDA graphs, which has not been verified on a GPU",
     ),
     Variable(
+        "AVSER_FAST_TEST_GPU",
+        "run",
+        "0, 1",
+        "0",
+        "1 runs the tests of the CUDA engine on a GPU instead of the emulated one",
+    ),
+    Variable(
         "AVSER_FAST_CUDA",
         "build",
         "0, 1, auto",

@@ -48,7 +48,7 @@ class OnDevice:
 
     def __init__(self, network: Any, tensors: dict[str, np.ndarray], clips: Tensor, **options: Any) -> None:
         spec = json.dumps({"network": dataclasses.asdict(network)})
-        self.engine = _engine.GpuEngine(spec, tensors, **options)  # type: ignore[attr-defined]
+        self.engine = _engine.GpuEngine(spec, tensors, **options)
         self.clips = clips.contiguous()
         batch, count = clips.shape[:2]
         sizes = ((batch, network.classes), (batch, count, network.features), (batch, count, network.classes))

@@ -26,7 +26,7 @@ class Call:
     """The engine on tensors of torch, on torch's current stream."""
 
     def __init__(self) -> None:
-        self.engine: Any = _engine.GpuEngine(json.dumps({"network": asdict(NETWORK)}), TENSORS)  # type: ignore[attr-defined]
+        self.engine: Any = _engine.GpuEngine(json.dumps({"network": asdict(NETWORK)}), TENSORS)
         self.expected = self.engine.forward(CLIPS)
 
     def outputs(self) -> list[torch.Tensor]:

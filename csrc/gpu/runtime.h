@@ -57,6 +57,18 @@ void synchronize(Stream stream);
 // Whether the stream's owner is recording it into a graph.
 bool is_capturing(Stream stream);
 
+// While it lives, the calling thread may allocate although somebody records a graph.
+class WhileRecording {
+ public:
+  WhileRecording();
+  ~WhileRecording();
+  WhileRecording(const WhileRecording&) = delete;
+  WhileRecording& operator=(const WhileRecording&) = delete;
+
+ private:
+  int mode_;
+};
+
 void copy_to_device(void* to, const void* from, int64_t bytes, Stream stream);
 void copy_from_device(void* to, const void* from, int64_t bytes, Stream stream);
 void copy_on_device(void* to, const void* from, int64_t bytes, Stream stream);

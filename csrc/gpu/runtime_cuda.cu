@@ -76,6 +76,16 @@ bool is_capturing(Stream stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
+WhileRecording::WhileRecording() : mode_(cudaStreamCaptureModeRelaxed) {
+  auto mode = static_cast<cudaStreamCaptureMode>(mode_);
+  check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
+  mode_ = static_cast<int>(mode);
+}
+WhileRecording::~WhileRecording() {
+  auto mode = static_cast<cudaStreamCaptureMode>(mode_);
+  cudaThreadExchangeStreamCaptureMode(&mode);
+}
+
 void copy_to_device(void* to, const void* from, int64_t bytes, Stream stream) {
   copy(to, from, bytes, cudaMemcpyHostToDevice, stream);
 }

@@ -85,6 +85,9 @@ OwnedStream make_stream() { return OwnedStream(new int(0)); }
 void synchronize(Stream) {}
 bool is_capturing(Stream stream) { return recording.count(stream) != 0; }
 
+WhileRecording::WhileRecording() : mode_(0) {}
+WhileRecording::~WhileRecording() { (void)mode_; }
+
 void copy_to_device(void* to, const void* from, int64_t bytes, Stream stream) {
   queue(stream, [=] { std::memcpy(to, from, static_cast<size_t>(bytes)); });
 }

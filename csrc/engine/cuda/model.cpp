@@ -226,6 +226,7 @@ void GpuModel::forward_on_device(const float* clips, const uint8_t* valid, int64
   std::lock_guard<std::mutex> lock(queue_mutex_);
   Workspace* own = nullptr;
   if (is_capturing(stream)) {
+    const WhileRecording allowed;
     recorded_.push_back(make(count));
     own = recorded_.back().get();
   } else {
