@@ -55,7 +55,7 @@ def _compute(manifest: Path, workers: int, features: bool) -> None:
     from python_training.data import read_corpus
     from python_training.data.features import compute_features, read_spans
     from python_training.data.files import file_digest
-    from python_training.data.prepare import in_order
+    from python_training.data.in_order import in_order
     from python_training.settings import load_settings
 
     front_end = load_settings(CONFIG).front_end.front_end()

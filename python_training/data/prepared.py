@@ -15,8 +15,9 @@ from avser_fast.config import INT16_SCALE, FrontEnd
 
 from .corpus import Classes, Utterance
 from .features import compute_features
+from .in_order import in_order
 from .manifest import read_manifest
-from .prepare import FORMAT, feature_store, in_order, waveform_store
+from .prepare import FORMAT, feature_store, waveform_store
 from .store import Store, writing
 
 
