@@ -61,7 +61,8 @@ class PreparedCorpus:
             ("sound", self._waveform_keys, self._waveforms),
             ("face", self._face_keys, self._faces),
         ):
-            lost = [u.key for u, key in zip(self.utterances, keys) if key is not None and key not in (store or ())]
+            named = [(u.key, key) for u, key in zip(self.utterances, keys) if key is not None]
+            lost = [name for name, key in named if store is None or key not in store]
             if lost:
                 raise ValueError(
                     f"{folder}: expected the {what} of every utterance that has one, found none of {len(lost)} (the "

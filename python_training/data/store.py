@@ -24,9 +24,9 @@ from .shards import DTYPES, SUFFIX, Place, map_file, read_shard, write_shard
 
 #: A shard is written once this many bytes are waiting.
 SHARD_BYTES = 8 << 20
-#: Shards that wait to be written while another is filled.  They and the filled one are what a writer holds and what an
-#: interruption may cost.
-_AHEAD = 3
+#: Shards that are written at the same time, each by a thread that mostly waits for the disk, while another is filled.
+#: All of them are what is held in memory and what an interruption may cost.
+_WRITERS = 2
 
 
 def options_key(options: Mapping[str, Any]) -> str:
@@ -64,7 +64,7 @@ def _shards(folder: Path) -> list[Path]:
 
 class Store:
     """The arrays under ``folder``, which need not exist yet.  Threads may read and add at the same time as other
-    processes do; one thread adds at a time.  Within a ``with`` statement shards are written by a thread of their own.
+    processes do; one thread adds at a time.  Within a ``with`` statement shards are written by threads of their own.
 
     ValueError naming a shard that is not whole.
     """
@@ -80,7 +80,7 @@ class Store:
         self._waiting: dict[str, np.ndarray] = {}
         """Those of them that the next shard will hold."""
         self._waiting_bytes = 0
-        self._writer: ThreadPoolExecutor | None = None
+        self._writers: ThreadPoolExecutor | None = None
         self._writing: deque[Future[None]] = deque()
         for path in _shards(self.folder):
             try:
@@ -94,9 +94,6 @@ class Store:
 
     def __contains__(self, key: str) -> bool:
         return key in self._held or key in self._places
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self.keys())
 
     def keys(self) -> Iterator[str]:
         yield from {**self._places, **self._held}
@@ -142,11 +139,11 @@ class Store:
         if not self._waiting:
             return
         arrays, self._waiting, self._waiting_bytes = self._waiting, {}, 0
-        if self._writer is None:
+        if self._writers is None:
             self._write(arrays)
             return
-        self._settle(_AHEAD - 1)
-        self._writing.append(self._writer.submit(self._write, arrays))
+        self._settle(_WRITERS - 1)
+        self._writing.append(self._writers.submit(self._write, arrays))
 
     def _settle(self, left: int) -> None:
         """Wait until no more than ``left`` shards are still to be written."""
@@ -191,10 +188,10 @@ class Store:
             yield path, kept, sum(places[key].nbytes for key in places.keys() - set(kept))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}, "_writer": None}  # another process maps the files itself
+        return {**self.__dict__, "_maps": {}, "_writers": None}  # another process maps the files itself
 
     def __enter__(self) -> Store:
-        self._writer = ThreadPoolExecutor(1)
+        self._writers = ThreadPoolExecutor(_WRITERS)
         return self
 
     def __exit__(
@@ -204,6 +201,6 @@ class Store:
             self.flush()  # an interruption keeps what was made before it
             self._settle(0)
         finally:
-            if self._writer is not None:
-                self._writer.shutdown()
-                self._writer = None
+            if self._writers is not None:
+                self._writers.shutdown()
+                self._writers = None
