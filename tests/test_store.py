@@ -199,7 +199,9 @@ def test_what_is_not_used_is_counted_and_removed(tmp_path: Path, monkeypatch: py
         (tmp_path / keys).rmdir()
     store = Store(tmp_path)
     used = {"a", "c", "d", "e"}
-    assert len(set(store.keys())) == 6 and store.unused_bytes(set(store.keys())) == 80 and store.unused_bytes(used) == 160
+    assert (
+        len(set(store.keys())) == 6 and store.unused_bytes(set(store.keys())) == 80 and store.unused_bytes(used) == 160
+    )
     view = store["a"]
     store.prune(used)
     again = Store(tmp_path)
