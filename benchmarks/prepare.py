@@ -4,7 +4,8 @@ The corpus is the shipped recordings over and over, each time with other noise i
 are the same.  Measured, each in a fresh process: the whole of ``prepare`` (decoding, checks, digests, waveforms and
 features to disk), the same number of threads that only decode, or decode and compute digests and features but store
 nothing (all of it compiled code), writing as many bytes, preparing again when everything is
-cached, and the largest resident memory for the whole corpus and for a tenth of it.
+cached, opening the prepared folder with all of its features, and the largest resident memory for the whole corpus and
+for a tenth of it.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _compute(manifest: Path, workers: int, features: bool) -> None:
     from python_training.data import read_corpus
     from python_training.data.features import compute_features, read_spans
     from python_training.data.files import file_digest
-    from python_training.data.prepare import in_order
+    from python_training.data.in_order import in_order
     from python_training.settings import load_settings
 
     front_end = load_settings(CONFIG).front_end.front_end()
@@ -84,6 +85,14 @@ def _write(like: Path, out: Path) -> None:
         write_bytes(out / str(number), block)
 
 
+def _hit(prepared: Path) -> None:
+    """Every feature of a prepared folder, by memory map."""
+    from python_training.data import PreparedCorpus
+    from python_training.settings import load_settings
+
+    PreparedCorpus(prepared).features(load_settings(CONFIG).front_end.front_end())
+
+
 def _prepare(manifest: Path, workers: int, out: Path) -> None:
     from python_training.data import prepare, read_corpus
     from python_training.settings import load_settings
@@ -95,14 +104,16 @@ def _prepare(manifest: Path, workers: int, out: Path) -> None:
 
 def one(what: str, manifest: Path, workers: int, out: Path) -> dict[str, float]:
     """Seconds, processor seconds and resident memory of one of the measured things, in this process."""
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), time.process_time()
     if what == "write":
         _write(manifest, out)
+    elif what == "hit":
+        _hit(out)
     elif what in ("decode", "compute"):
         _compute(manifest, workers, features=what == "compute")
     else:
         _prepare(manifest, workers, out)
-    seconds, processor = time.perf_counter() - begin, time.process_time()
+    seconds, processor = time.perf_counter() - begin, time.process_time() - before
     return {"seconds": seconds, "processor_seconds": processor, "resident_mb": resident_mb()}
 
 
@@ -127,6 +138,7 @@ def measure(folder: Path, utterances: int, workers: int, kinds: tuple[str, ...] 
             shutil.rmtree(out, ignore_errors=True)
             turns.append((fresh("decode", manifest, workers, out), fresh("prepare", manifest, workers, out)))
         again = fresh("prepare", manifest, workers, out)
+        hit = fresh("hit", manifest, workers, out)
         compute = fresh("compute", manifest, workers, out)
         write = fresh("write", out, workers, folder / "written")
         shutil.rmtree(folder / "written")
@@ -142,6 +154,7 @@ def measure(folder: Path, utterances: int, workers: int, kinds: tuple[str, ...] 
             "prepare": whole,
             "decode_alone": decode,
             "again": again,
+            "hit": hit,
             "hours_per_second": hours / whole["seconds"],
             "cores_busy": whole["processor_seconds"] / whole["seconds"],
             "compute_alone": compute,
@@ -174,8 +187,8 @@ def main(arguments: list[str]) -> int:
             f"{kind}: {figures['hours_per_second']:.2f} hours of audio per second, {figures['cores_busy']:.2f} cores "
             f"busy, decoding {100 * figures['share_of_decoding']:.0f} % of the work (with digests and features "
             f"{100 * figures['share_of_compiled_code']:.0f} %, writing "
-            f"{100 * figures['share_of_writing']:.0f} %), again "
-            f"{figures['again']['seconds']:.1f} s, {figures['resident_mb']:.0f} MB "
+            f"{100 * figures['share_of_writing']:.0f} %), again {figures['again']['seconds']:.1f} s, "
+            f"mapped {figures['hit']['seconds']:.1f} s, {figures['resident_mb']:.0f} MB "
             f"(a tenth of the corpus: {figures['resident_mb_of_a_tenth']:.0f} MB)"
         )
     return 0

@@ -144,7 +144,8 @@ def remarks(tables: list[Table], files: dict[str, dict[str, Any]]) -> list[str]:
                 f"decoding, {100 * figures['share_of_compiled_code']:.0f} % with digests and "
                 f"features, {100 * figures['share_of_writing']:.0f} % writing; "
                 f"{figures['resident_mb']:.0f} MB resident at most, {figures['resident_mb_of_a_tenth']:.0f} MB "
-                f"for a tenth of the corpus; again, all cached: {figures['again']['seconds']:.1f} s."
+                f"for a tenth of the corpus; again, all cached: {figures['again']['seconds']:.1f} s; all features by "
+                f"memory map: {figures['hit']['seconds']:.1f} s, {figures['hit']['resident_mb']:.0f} MB resident."
             )
     devices = {json.dumps(files[name]["device"]) for name in files if "case" in files[name]}
     for found in sorted(devices):

@@ -12,4 +12,5 @@ def test_prepare(benchmark: Any, tmp_path: Path) -> None:
     found = benchmark.pedantic(measure, (tmp_path, 200, 2, ("wav",)), rounds=1, iterations=1)
     figures = found["kinds"]["wav"]
     assert figures["hours"] > 0.1 and figures["prepare"]["seconds"] > figures["again"]["seconds"]
+    assert figures["hit"]["resident_mb"] < figures["resident_mb"]
     assert list(tmp_path.iterdir()) == []

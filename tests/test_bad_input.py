@@ -472,3 +472,5 @@ def test_channels_are_averaged(channels: int) -> None:
         found = load_item(item, RATE, "x").samples
         assert found.dtype == np.float32 and found.shape == (700,)
         assert np.abs(found - expected).max() <= 0.002
+    integers, floats = encoded(pcm.T), encoded(pcm.T / 32768, subtype="FLOAT")
+    np.testing.assert_array_equal(load_item(integers, RATE, "x").samples, load_item(floats, RATE, "x").samples)

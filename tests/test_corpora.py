@@ -464,6 +464,14 @@ def test_boxes_by_the_longest_beginning_and_the_speaker(tmp_path: Path) -> None:
     assert within is not None and (within.crop, within.box) == ("detect", (1, 2, 3, 4))
 
 
+def test_the_beginning_of_a_key_does_not_end_within_a_number() -> None:
+    boxes = Boxes({"a1": [0, 0, 1, 1], "a10": [0, 0, 2, 2], "b": [0, 0, 3, 3]})
+    keys = ("a1", "a1b", "a1_0", "a10", "a10x", "a11", "a", "b5", "ab")
+    found = [boxes.of(Utterance(key, None, "", 0)) for key in keys]
+    assert [box and box[2] for box in found] == [1, 1, 1, 2, 2, None, None, 3, None]
+    assert Boxes({"": [0, 0, 1, 1]}).of(Utterance("1", None, "", 0)) == (0, 0, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from open_files import few_descriptors, held, mapped
 
 from avser_fast.config import FrontEnd
 from avser_fast.inference.features import features
@@ -33,6 +34,7 @@ from python_training.data import (
 from python_training.data.boxes import Boxes, with_boxes
 from python_training.data.report import corpus_report, report_text
 from python_training.data.synthetic import SyntheticCorpus, write_iemocap
+from python_training.settings import load_settings
 
 cv2 = pytest.importorskip("cv2")
 RATE = 16000
@@ -210,6 +212,16 @@ def test_recordings_that_cannot_be_used_are_named_and_the_others_stored(tmp_path
     assert "expected an audio file" in message(prepared, "text")
 
 
+def test_a_pipe_is_a_fault_and_not_waited_for(tmp_path: Path) -> None:
+    good, pipe = write_wav(tmp_path / "good.wav", tone()), tmp_path / "pipe.wav"
+    os.mkfifo(pipe)
+    face = FaceSource(video=pipe)
+    prepared = prepare(corpus_of(Utterance("a", pipe, "", 0), Utterance("b", good, "", 0, face=face)), tmp_path / "out")
+    assert kinds(prepared) == {"a": "unreadable-audio", "b": "unreadable-video"}
+    assert message(prepared, "a") == f"expected a readable recording {pipe}, got an error (not a regular file)"
+    assert str(pipe) in message(prepared, "b") and "not a regular file" in message(prepared, "b")
+
+
 def test_nothing_that_can_be_used_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected at least one utterance .*, found none; the first of 1 faults: a: "):
         prepare(corpus_of(Utterance("a", tmp_path / "a.wav", "", 0)), tmp_path / "out")
@@ -288,6 +300,68 @@ def test_an_interruption_keeps_what_was_decoded(tmp_path: Path) -> None:
     assert len(PreparedCorpus(tmp_path / "out")) == 6
 
 
+def test_more_shards_than_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["python_training.data.store"], "SHARD_BYTES", 1)
+    count = 40
+    corpus = corpus_of(
+        *(Utterance(f"{i:02d}", write_wav(tmp_path / f"{i}.wav", tone(0.1, seed=i)), "", 0) for i in range(count))
+    )
+    with few_descriptors(24):
+        prepare(corpus, tmp_path / "out", front_ends=[FrontEnd()], workers=2)
+        ready = PreparedCorpus(tmp_path / "out")
+        waveforms, values = [ready.waveform(i) for i in range(count)], ready.features(FrontEnd())
+    assert mapped(tmp_path / "out") == len(list(tmp_path.glob("out/*/*/*"))) == 2 * count
+    assert not held(tmp_path), "a cache hit is a memory map that holds no descriptor"
+    for i in range(count):
+        np.testing.assert_array_equal(waveforms[i], tone(0.1, seed=i))
+        np.testing.assert_array_equal(values[i], features(tone(0.1, seed=i).astype(np.float32), FrontEnd()))
+
+
+def test_a_damaged_shard_is_named_and_made_again(tmp_path: Path, run: Any) -> None:
+    recordings = [write_wav(tmp_path / f"0{i}a01Fa.wav", tone(seed=i)) for i in range(2)]
+    command = ("prepare", "emodb", str(tmp_path), str(tmp_path / "out"))
+    assert run(*command)[0] == 0
+    PreparedCorpus(tmp_path / "out").features(FrontEnd(mel_bands=20))  # not what the command computes
+    shards = list((tmp_path / "out").glob("*/*/*"))
+    assert len(shards) == 3
+    for shard in shards:
+        shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="expected a safetensors file of .* bytes, got .*; prepare it again"):
+        PreparedCorpus(tmp_path / "out")
+    code, printed, _ = run(*command)
+    assert code == 0 and "file of the prepared folder that was damaged, made again: 3" in printed
+    assert all(f"    {shard}: expected a safetensors file of " in printed for shard in shards)
+    ready = PreparedCorpus(tmp_path / "out")
+    for i in range(2):
+        np.testing.assert_array_equal(ready.waveform(i), tone(seed=i))
+    assert ready.features(FrontEnd(mel_bands=20))[0] is not None
+    assert "faults: none" in run(*command)[1] and len(recordings) == 2
+
+
+def test_what_other_corpora_left_is_counted_and_pruned(tmp_path: Path, run: Any) -> None:
+    for i in range(3):
+        write_wav(tmp_path / "all" / f"0{i}a01Fa.wav", tone(seed=i))
+    shutil.copytree(tmp_path / "all", tmp_path / "one")
+    (tmp_path / "one" / "00a01Fa.wav").unlink()
+    (tmp_path / "one" / "02a01Fa.wav").unlink()
+    out = tmp_path / "out"
+    for corpus in ("all", "one"):
+        _, printed, _ = run("prepare", "emodb", str(tmp_path / corpus), str(out))
+    before = {p: p.stat().st_size for p in out.glob("*/*/*")}
+    unused = json.loads((out / "report.json").read_text())["unused"]
+    ready = PreparedCorpus(out)
+    (values,) = ready.features(load_settings("mdscm-small").front_end.front_end())
+    assert values is not None and unused == {"bytes": 2 * (tone().nbytes + values.nbytes), "removed": False}
+    assert f"stored and not of this corpus: {unused['bytes'] / 1e6:.1f} MB (--prune removes it)" in printed
+    _, printed, _ = run("prepare", "emodb", str(tmp_path / "one"), str(out), "--prune")
+    assert f"stored and not of this corpus: {unused['bytes'] / 1e6:.1f} MB (removed)" in printed
+    after = {p: p.stat().st_size for p in out.glob("*/*/*")}
+    assert not set(before) & set(after) and sum(after.values()) < sum(before.values()) / 2
+    ready = PreparedCorpus(out)
+    np.testing.assert_array_equal(ready.waveform(0), tone(seed=1))
+    assert "not of this corpus" not in run("prepare", "emodb", str(tmp_path / "one"), str(out))[1]
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     a = write_wav(tmp_path / "a.wav", tone())
     out = tmp_path / "out"
@@ -310,10 +384,10 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     prepare(corpus_of(Utterance("a", a, "", 0)), tmp_path / "out")
     corpus = PreparedCorpus(tmp_path / "out")
 
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path, *parts: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(sys.modules["python_training.data.store"], "write_bytes", full)
+    monkeypatch.setattr(sys.modules["python_training.data.shards"], "write_bytes", full)
     code, _, err = run("prepare", "emodb", str(tmp_path), str(tmp_path / "new"))
     expected = (
         f"error: {tmp_path / 'new'}: expected a folder that can be written, got an error (No space left on device, "

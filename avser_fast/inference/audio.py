@@ -257,14 +257,21 @@ def _read_file(file: IO[bytes], name: str) -> Waveform:
         ) from error
     try:
         with sound:
-            return _collect(
-                lambda: sound.read(_BLOCK, dtype="float32", always_2d=True),
+            dtype = "int16" if sound.subtype == "PCM_16" else "float32"  # as they are, the same samples in less time
+            waveform = _collect(
+                lambda: sound.read(_BLOCK, dtype=dtype, always_2d=True),
+                sound.frames,
                 sound.channels,
                 sound.samplerate,
                 name,
-                # Other formats estimate their length, or have it corrected to what is there.
-                announced=sound.frames if sound.format == "FLAC" else None,
             )
+            # Other formats estimate their length, or have it corrected to what is there.
+            if sound.format == "FLAC" and len(waveform.samples) < sound.frames:
+                raise InputError(
+                    f"{name}: expected the {sound.frames} samples its header announces, got {len(waveform.samples)}: "
+                    "the file is truncated or damaged"
+                )
+            return waveform
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise InputError(
             f"{name}: expected a whole audio file, got a truncated or damaged one ({_reason(error)})"
@@ -276,30 +283,31 @@ def _reason(error: Exception) -> str:
     return str(error).rpartition(": ")[2].strip().rstrip(".")
 
 
-def _collect(
-    read: Callable[[], np.ndarray], channels: int, sampling_rate: int, name: str, announced: int | None = None
-) -> Waveform:
-    """Join blocks of (frames, channels) floats in [-1, 1], averaging the channels block by block."""
+def _collect(read: Callable[[], np.ndarray], frames: int, channels: int, sampling_rate: int, name: str) -> Waveform:
+    """Join blocks of (frames, channels) until there are ``frames`` or no more, averaging the channels block by block.
+
+    The blocks hold floats in [-1, 1] or int16.
+    """
     rate = check_rate(sampling_rate, name)
     if channels > MAX_CHANNELS:
         raise InputError(f"{name}: expected at most {MAX_CHANNELS} channels, got {channels}")
     blocks, peak, got = [], 0.0, 0
-    while len(block := read()):
-        peak = float(np.maximum(peak, _peak(block)))
-        mono = np.zeros(len(block), np.float64)
-        for column in block.T:
-            mono += column
-        mono /= channels
-        mono *= INT16_SCALE
-        blocks.append(mono.astype(np.float32))
+    while got < frames and len(block := read()):
+        scale = 1.0 if block.dtype == np.int16 else INT16_SCALE
+        if block.dtype != np.int16:
+            peak = float(np.maximum(peak, _peak(block)))
+        if channels == 1:  # exact in float32
+            mono = block[:, 0].astype(np.float32)
+        else:
+            mono = np.zeros(len(block), np.float64)
+            for column in block.T:
+                mono += column
+            mono /= channels
+        mono *= scale
+        blocks.append(mono.astype(np.float32, copy=False))
         got += len(block)
     if not got:
         raise InputError(f"{name}: expected at least 1 sample, got an audio file without samples")
-    if announced is not None and got < announced:
-        raise InputError(
-            f"{name}: expected the {announced} samples its header announces, got {got}: "
-            "the file is truncated or damaged"
-        )
     _check_floats(peak, name)
     return Waveform(np.concatenate(blocks) if len(blocks) > 1 else blocks[0], rate)
 
@@ -383,7 +391,7 @@ def _read_wave(file: IO[bytes], head: bytes, cause: Exception, name: str) -> Wav
                 raw = raw[: len(raw) - len(raw) % (width * channels)]
                 return _pcm(raw, width).reshape(-1, channels)
 
-            return _collect(read, channels, sound.getframerate(), name)
+            return _collect(read, sound.getnframes(), channels, sound.getframerate(), name)
     except (wave.Error, EOFError) as error:
         raise InputError(
             f"{name}: expected a wav of integer samples, all that is read without soundfile, got another ({error}); "

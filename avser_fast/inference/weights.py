@@ -179,13 +179,13 @@ def write_tensors(path: str | os.PathLike[str], header: Mapping[str, Any], tenso
     write_bytes(path, data)
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a whole file under a temporary name in the same folder, then rename it."""
+def write_bytes(path: str | os.PathLike[str], *parts: bytes | memoryview) -> None:
+    """Write a whole file, one part after the other, under a temporary name in the same folder, then rename it."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

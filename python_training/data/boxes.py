@@ -25,7 +25,7 @@ class Boxes:
     """Crop boxes by the beginning of a key, the longest one that fits; by the speaker where faces share a picture.
 
     ``{"Ses01": {"F": [x, y, width, height], "M": [...]}, "Ses02F_impro01": ...}``: under a prefix stands one box, or
-    one for each end of a speaker's name.
+    one for each end of a speaker's name.  A prefix does not end within a number: ``a1`` begins ``a1b``, not ``a10``.
     """
 
     def __init__(self, entries: Mapping[str, Any], where: str = "boxes"):
@@ -51,8 +51,11 @@ class Boxes:
         return cls(entries, str(path))
 
     def of(self, utterance: Utterance) -> Box | None:
-        for length in range(len(utterance.key), -1, -1):
-            for speaker, box in self.entries.get(utterance.key[:length], {}).items():
+        key = utterance.key
+        for length in range(len(key), -1, -1):
+            if key[length - 1 : length].isdigit() and key[length : length + 1].isdigit():
+                continue
+            for speaker, box in self.entries.get(key[:length], {}).items():
                 if utterance.speaker.endswith(speaker):
                     return box
         return None

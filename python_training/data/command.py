@@ -86,6 +86,9 @@ def add_parsers(commands: Any) -> None:
         help="settings whose features are computed already now (default: mdscm-small)",
     )
     command.add_argument("--workers", type=count, metavar="N", help="threads that decode (default: one per core)")
+    command.add_argument(
+        "--prune", action="store_true", help="remove from OUT what this corpus does not use; nobody may be reading it"
+    )
     command.add_argument("--strict", action="store_true", help="any fault at all ends with exit code 1")
     command.add_argument("--json", action="store_true", help="print the report as JSON")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -158,6 +161,7 @@ def run_prepare(arguments: argparse.Namespace) -> int:
             front_ends=front_ends,
             detector=detector,
             workers=arguments.workers,
+            prune=arguments.prune,
             progress=progress,
         )
     if arguments.json:

@@ -26,6 +26,7 @@ FAULTS: dict[str, tuple[str, bool]] = {
     "no-face": ("no face found", True),
     "wrong-totals": ("counts that are not the release's", False),
     "duplicate": ("the same recording under two keys", False),
+    "damaged-shard": ("file of the prepared folder that was damaged, made again", False),
 }
 
 

@@ -17,13 +17,12 @@ import contextlib
 import hashlib
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -37,15 +36,13 @@ from .corpus import Corpus, FaceSource, Fault, Utterance
 from .faces import FRAMES, HEIGHT, WIDTH, Detector, FaceError, read_faces
 from .features import SAMPLING_RATE, compute_features, feature_options, read_spans, waveform_options
 from .files import file_digest
+from .in_order import in_order
 from .manifest import entry_of
 from .report import corpus_report
-from .store import Store, options_key, writing
+from .store import Store, mend, options_key, writing
 
 FORMAT = 1
 _SHEET_FACES = 40
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -65,6 +62,7 @@ def prepare(
     detector: tuple[str, Detector] | None = None,
     workers: int | None = None,
     seed: int = 0,
+    prune: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Prepared:
     """Decode, check and store a corpus under ``out`` and say what is wrong with it.
@@ -74,8 +72,9 @@ def prepare(
     one these faces are left out, and the report says so.
     ``workers`` threads decode at the same time (default: one per core); neither their number nor an interruption
     changes what is stored.  ``progress`` is called with what is being done, how many are done, and of how many.
-    ``seed`` draws the faces of the contact sheet.  ValueError where ``out`` cannot be written or nothing of the
-    corpus can be used.
+    ``seed`` draws the faces of the contact sheet.  A damaged shard is a fault and made again; ``prune`` removes what
+    was stored for other corpora, which nobody may be reading then.  ValueError where ``out`` cannot be written or
+    nothing of the corpus can be used.
     """
     out = Path(out)
     for front_end in front_ends:
@@ -87,7 +86,7 @@ def prepare(
         out.mkdir(parents=True, exist_ok=True)
         (out / ".writable").touch()
         (out / ".writable").unlink(missing_ok=True)  # another process may be doing the same
-        return _prepare(corpus, out, front_ends, detector, workers, seed, progress)
+        return _prepare(corpus, out, front_ends, detector, workers, seed, prune, progress)
 
 
 def _prepare(
@@ -97,8 +96,12 @@ def _prepare(
     detector: tuple[str, Detector] | None,
     workers: int | None,
     seed: int,
+    prune: bool,
     progress: Callable[[str, int, int], None] | None,
 ) -> Prepared:
+    damaged = [
+        Fault("damaged-shard", str(path), message) for folder in _stores(out) for path, message in mend(folder).items()
+    ]
     left_out = sum(u.face is not None and u.face.crop == "detect" for u in corpus.utterances) if detector is None else 0
     if left_out:
         corpus = without_faces(corpus, keep=("whole", "box"))
@@ -107,7 +110,7 @@ def _prepare(
         window = 16 * (count or 1)  # enough to go on with while a shard is written
         sounds, audio_faults = _store_sounds(corpus, out, front_ends, pool, window, progress)
         faces, face_faults = _store_faces(corpus, out, detector, pool, window, progress)
-    faults = [*corpus.faults, *audio_faults, *face_faults]
+    faults = [*corpus.faults, *damaged, *audio_faults, *face_faults]
     utterances = [u for u in corpus.utterances if u.key in sounds or u.key in faces]
     if not utterances:
         shown = f"; {_left_out(left_out)}" if left_out else ""
@@ -119,6 +122,8 @@ def _prepare(
     report = corpus_report(corpus, utterances, samples, rates, set(faces), faults)
     if left_out:
         report["faces_left_out"] = _left_out(left_out)
+    usage = _usage(out, {sound.key for sound in sounds.values()}, set(faces.values()), detector)
+    report["unused"] = {"bytes": sum(store.unused_bytes(used) for store, used in usage), "removed": prune}
     lines = []
     for u in utterances:
         stored: dict[str, Any] = {}
@@ -130,9 +135,8 @@ def _prepare(
     manifest = _encoded("\n".join(lines))
     write_bytes(out / "manifest.jsonl", manifest)
     write_bytes(out / "report.json", _encoded(json.dumps(report, indent=1, ensure_ascii=False)))
-    face_options = face_store_options(detector)
     if faces:
-        _write_sheet(out, utterances, corpus.labels, faces, face_options, seed)
+        _write_sheet(out, utterances, corpus.labels, faces, face_store(out, detector), seed)
     else:
         (out / "contact-sheet.png").unlink(missing_ok=True)  # of what was prepared here before
     header = {
@@ -141,11 +145,27 @@ def _prepare(
         "labels": list(corpus.labels),
         "sampling_rate": SAMPLING_RATE,
         "utterances": len(utterances),
-        "faces": options_key(face_options) if faces else None,
+        "faces": face_store(out, detector).folder.name if faces else None,
         "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
     }
     write_bytes(out / "corpus.json", _encoded(json.dumps(header, indent=1)))
+    if prune:
+        for store, used in usage:
+            store.prune(used)
     return Prepared(out, report, tuple(faults))
+
+
+def _stores(out: Path) -> list[Path]:
+    return [folder for what in ("waveforms", "features", "faces") for folder in sorted((out / what).glob("*"))]
+
+
+def _usage(
+    out: Path, sounds: set[str], faces: set[str], detector: tuple[str, Detector] | None
+) -> list[tuple[Store, set[str]]]:
+    """Every store of ``out`` with the keys of it that a corpus uses."""
+    used = {waveform_store(out).folder: sounds, face_store(out, detector).folder: faces}
+    used.update((folder, sounds) for folder in (out / "features").glob("*"))
+    return [(Store(folder), used.get(folder, set())) for folder in _stores(out)]
 
 
 def _left_out(count: int) -> str:
@@ -155,25 +175,6 @@ def _left_out(count: int) -> str:
 def _encoded(text: str) -> bytes:
     """JSON in UTF-8; what a file name has of other bytes becomes the escape that JSON has for it."""
     return (text + "\n").encode("utf-8", "backslashreplace")
-
-
-def in_order(
-    pool: ThreadPoolExecutor, window: int, work: Callable[[T], R], items: Iterable[T]
-) -> Iterator[tuple[T, R]]:
-    """``work`` of every item by the pool's threads, in the items' order, at most ``window`` ahead of the caller."""
-    pending: deque[tuple[T, Future[R]]] = deque()
-    try:
-        for item in items:
-            pending.append((item, pool.submit(work, item)))
-            if len(pending) >= window:
-                first, future = pending.popleft()
-                yield first, future.result()
-        while pending:
-            first, future = pending.popleft()
-            yield first, future.result()
-    finally:
-        for _, future in pending:
-            future.cancel()
 
 
 # Sound
@@ -295,8 +296,11 @@ def _duplicates(utterances: Sequence[Utterance], sounds: dict[str, _Sound], labe
 # Faces
 
 
-def face_store_options(detector: tuple[str, Detector] | None) -> dict[str, Any]:
-    return {"revision": 1, "frames": FRAMES, "height": HEIGHT, "width": WIDTH, "detector": detector and detector[0]}
+def face_store(folder: Path, detector: tuple[str, Detector] | None) -> Store:
+    """The faces of a prepared folder that were found with this detector."""
+    name = detector and detector[0]
+    options = {"revision": 1, "frames": FRAMES, "height": HEIGHT, "width": WIDTH, "detector": name}
+    return Store(folder / "faces" / options_key(options), options)
 
 
 def _face_key(digest: str, face: FaceSource) -> str:
@@ -313,8 +317,7 @@ def _store_faces(
     progress: Callable[[str, int, int], None] | None,
 ) -> tuple[dict[str, str], list[Fault]]:
     """The key of the stored frames of every utterance with a face, and the faces that cannot be used."""
-    options = face_store_options(detector)
-    store = Store(out / "faces" / options_key(options), options)
+    store = face_store(out, detector)
     with_face = [(u, u.face) for u in corpus.utterances if u.face is not None]
     with_face.sort(key=lambda pair: (str(pair[1].video or ""), pair[1].images, pair[0].key))
     # One job reads one video from its beginning to its end, whoever wants frames of it.
@@ -370,11 +373,10 @@ def _write_sheet(
     utterances: Sequence[Utterance],
     labels: Sequence[str],
     faces: dict[str, str],
-    options: dict[str, Any],
+    store: Store,
     seed: int,
 ) -> None:
     """Random faces with their labels: a wrong crop box is seen, not computed."""
-    store = Store(out / "faces" / options_key(options), options)
     shown = [u for u in utterances if u.key in faces]
     chosen = np.random.default_rng(seed).permutation(len(shown))[:_SHEET_FACES]
     drawn = [shown[i] for i in sorted(chosen)]

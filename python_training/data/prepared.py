@@ -15,8 +15,9 @@ from avser_fast.config import INT16_SCALE, FrontEnd
 
 from .corpus import Classes, Utterance
 from .features import compute_features
+from .in_order import in_order
 from .manifest import read_manifest
-from .prepare import FORMAT, feature_store, in_order, waveform_store
+from .prepare import FORMAT, feature_store, waveform_store
 from .store import Store, writing
 
 
@@ -60,7 +61,8 @@ class PreparedCorpus:
             ("sound", self._waveform_keys, self._waveforms),
             ("face", self._face_keys, self._faces),
         ):
-            lost = [u.key for u, key in zip(self.utterances, keys) if key is not None and key not in (store or ())]
+            named = [(u.key, key) for u, key in zip(self.utterances, keys) if key is not None]
+            lost = [name for name, key in named if store is None or key not in store]
             if lost:
                 raise ValueError(
                     f"{folder}: expected the {what} of every utterance that has one, found none of {len(lost)} (the "

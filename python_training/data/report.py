@@ -121,6 +121,10 @@ def report_text(report: Mapping[str, Any]) -> str:
         lines += ["", f"left out, not among the classes: {shown_dropped}"]
     if report.get("faces_left_out"):
         lines += ["", report["faces_left_out"]]
+    unused = report.get("unused")
+    if unused and unused["bytes"]:
+        done = "removed" if unused["removed"] else "--prune removes it"
+        lines += ["", f"stored and not of this corpus: {unused['bytes'] / 1e6:.1f} MB ({done})"]
     faults = report["faults"]
     lines += ["", f"faults: {len(faults) or 'none'}"]
     for kind, (what, lost) in FAULTS.items():

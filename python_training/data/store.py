@@ -10,25 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from avser_fast.inference.weights import write_bytes
+from .shards import DTYPES, SUFFIX, Place, map_file, read_shard, write_shard
 
-#: A shard is written once this many bytes are waiting: what a writer holds at most, and what an interruption may cost.
-#: Each shard that is read holds a file descriptor, of which a process often has 1024: these are 64 GB.
-SHARD_BYTES = 32 << 20
-
-_DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "I16": np.dtype("<i2"), "F32": np.dtype("<f4")}
-_SUFFIX = ".safetensors"
-_METADATA = "avser_fast_store"
-_MAX_HEADER = 100 << 20  # what safetensors itself reads at most
+#: A shard is written once this many bytes are waiting.
+SHARD_BYTES = 8 << 20
+#: Shards that are written at the same time, each by a thread that mostly waits for the disk, while another is filled.
+#: All of them are what is held in memory and what an interruption may cost.
+_WRITERS = 2
 
 
 def options_key(options: Mapping[str, Any]) -> str:
@@ -48,97 +46,88 @@ def writing(folder: Path, what: str = "") -> Iterator[None]:
         ) from error
 
 
-class _Place(NamedTuple):
-    shard: Path
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    offset: int
-
-
-def _read_header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Where the data of a safetensors file begin, and its header; ValueError when it is not whole."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
-            raise ValueError(
-                f"{path}: expected a whole safetensors file, got {size} bytes of something else; delete it"
-            )
+def mend(folder: Path) -> dict[Path, str]:
+    """Delete the shards of a store that are not whole, so that they are made again; what was wrong with each."""
+    damaged = {}
+    for path in _shards(folder):
         try:
-            header = json.loads(file.read(length))
-            last = max((e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"), default=0)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path}: expected the header of a safetensors file, got something else") from error
-    if 8 + length + last != size:
-        raise ValueError(f"{path}: expected a safetensors file of {8 + length + last} bytes, got {size}; delete it")
-    return 8 + length, header
+            read_shard(path)
+        except ValueError as error:
+            damaged[path] = str(error)
+            path.unlink(missing_ok=True)
+    return damaged
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*" + SUFFIX))
 
 
 class Store:
     """The arrays under ``folder``, which need not exist yet.  Threads may read and add at the same time as other
-    processes do; one thread adds at a time.  Within a ``with`` statement shards are written by a thread of their own.
+    processes do; one thread adds at a time.  Within a ``with`` statement shards are written by threads of their own.
+
+    ValueError naming a shard that is not whole.
     """
 
     def __init__(self, folder: Path, options: Mapping[str, Any] | None = None):
         self.folder = Path(folder)
         self.options = dict(options or {})
         self.notes: dict[str, Any] = {}
-        self._places: dict[str, _Place] = {}
-        self._maps: dict[Path, np.memmap] = {}
+        self._places: dict[str, Place] = {}
+        self._maps: dict[Path, np.ndarray] = {}
+        self._held: dict[str, np.ndarray] = {}
+        """Arrays that are in no shard yet."""
         self._waiting: dict[str, np.ndarray] = {}
+        """Those of them that the next shard will hold."""
         self._waiting_bytes = 0
-        self._writing: dict[str, np.ndarray] = {}
-        self._written: Future[Path] | None = None
-        self._writer: ThreadPoolExecutor | None = None
-        for path in sorted(self.folder.glob("*" + _SUFFIX)):
-            self._index(path)
-
-    def _index(self, path: Path) -> None:
-        begin, header = _read_header(path)
-        metadata = header.pop("__metadata__", {})
-        self.notes.update(json.loads(metadata.get(_METADATA, "{}")).get("notes", {}))
-        for name, entry in header.items():
-            if entry["dtype"] not in _DTYPES:
-                raise ValueError(f"{path}: expected arrays of {', '.join(_DTYPES)}, got {entry['dtype']}")
-            shape = tuple(entry["shape"])
-            self._places[name] = _Place(path, _DTYPES[entry["dtype"]], shape, begin + entry["data_offsets"][0])
+        self._writers: ThreadPoolExecutor | None = None
+        self._writing: deque[Future[None]] = deque()
+        for path in _shards(self.folder):
+            try:
+                places, metadata = read_shard(path)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}; prepare it again") from error
+            self._places.update(places)
+            self.notes.update(metadata.get("notes", {}))
+            if options is None:
+                self.options = metadata.get("options", {})
 
     def __contains__(self, key: str) -> bool:
-        return key in self._waiting or key in self._writing or key in self._places
+        return key in self._held or key in self._places
 
-    def __len__(self) -> int:
-        return sum(1 for _ in self.keys())
+    def keys(self) -> Iterator[str]:
+        yield from {**self._places, **self._held}
 
     def __getitem__(self, key: str) -> np.ndarray:
         """The array of a key, a view of the file that reads no more than what is touched; KeyError without one.
 
         Writing to it changes this process' copy of a page alone, never the file.
         """
-        held = self._held(key)
+        held = self._held.get(key)
         if held is not None:
             return held.copy()
         place = self._places[key]
         pages = self._maps.get(place.shard)
         if pages is None:
-            pages = self._maps[place.shard] = np.memmap(place.shard, np.uint8, mode="c")
-        size = place.dtype.itemsize * int(np.prod(place.shape, dtype=np.int64))
-        return np.asarray(pages[place.offset : place.offset + size]).view(place.dtype).reshape(place.shape)
-
-    def _held(self, key: str) -> np.ndarray | None:
-        """The array of a key while it is still in memory."""
-        return self._waiting.get(key, self._writing.get(key))
+            pages = self._maps[place.shard] = map_file(place.shard)
+        return place.of(pages)
 
     def shape(self, key: str) -> tuple[int, ...]:
-        held = self._held(key)
+        held = self._held.get(key)
         return self._places[key].shape if held is None else held.shape
 
     def add(self, key: str, array: np.ndarray, note: Any = None) -> None:
-        """Keep an array (uint8, int16 or float32) under a key; a shard is written when enough of them wait."""
+        """Keep an array (uint8, int16 or float32) under a key; a shard is written when enough of them wait.
+
+        The array is not copied: it belongs to the store from then on and can no longer be written to.
+        """
         if key in self:
             return
-        if array.dtype not in _DTYPES.values():
-            raise TypeError(f"store: expected {', '.join(map(str, _DTYPES.values()))}, got {array.dtype}")
-        self._waiting[key] = np.array(array, order="C")
+        if array.dtype not in DTYPES.values():
+            raise TypeError(f"store: expected {', '.join(map(str, DTYPES.values()))}, got {array.dtype}")
+        array = np.asarray(array, order="C")
+        array.flags.writeable = False
+        self._held[key] = self._waiting[key] = array
         self._waiting_bytes += array.nbytes
         if note is not None:
             self.notes[key] = note
@@ -146,45 +135,63 @@ class Store:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits as one shard; one shard at a time is being written while others are made."""
-        self._settle()
+        """Write what waits as one shard; OSError naming its file, or that of one before it, where it cannot be."""
         if not self._waiting:
             return
-        self._writing, self._waiting, self._waiting_bytes = self._waiting, {}, 0
-        notes = {k: self.notes[k] for k in self._writing if k in self.notes}
-        if self._writer is not None:
-            self._written = self._writer.submit(self._write, self._writing, notes)
-        else:
-            self._index(self._write(self._writing, notes))
-            self._writing = {}
+        arrays, self._waiting, self._waiting_bytes = self._waiting, {}, 0
+        if self._writers is None:
+            self._write(arrays)
+            return
+        self._settle(_WRITERS - 1)
+        self._writing.append(self._writers.submit(self._write, arrays))
 
-    def _settle(self) -> None:
-        """Wait for the shard that is being written; OSError naming its file where it could not be."""
-        written, self._written = self._written, None
-        if written is not None:
-            self._index(written.result())
-            self._writing = {}
+    def _settle(self, left: int) -> None:
+        """Wait until no more than ``left`` shards are still to be written."""
+        while len(self._writing) > left:
+            self._writing.popleft().result()
 
-    def _write(self, arrays: dict[str, np.ndarray], notes: dict[str, Any]) -> Path:
-        from safetensors.numpy import save
-
+    def _write(self, arrays: dict[str, np.ndarray]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         # The name follows from the keys: whoever makes the same arrays at the same time writes the same file.
         name = hashlib.sha256("\n".join(sorted(arrays)).encode()).hexdigest()[:16]
-        path = self.folder / (name + _SUFFIX)
-        # One entry alone: safetensors writes several in no fixed order.
-        metadata = json.dumps({"options": self.options, "notes": notes}, sort_keys=True)
-        write_bytes(path, save(arrays, {_METADATA: metadata}))
-        return path
+        notes = {key: self.notes[key] for key in arrays if key in self.notes}
+        metadata = {"options": self.options, "notes": notes}
+        self._places.update(write_shard(self.folder / (name + SUFFIX), arrays, metadata))
+        for key in arrays:
+            del self._held[key]
 
-    def keys(self) -> Iterator[str]:
-        yield from {**self._places, **self._writing, **self._waiting}
+    def prune(self, used: Container[str]) -> None:
+        """Remove every array but those that are ``used``; nobody else may be reading the store."""
+        emptied = set()
+        for path, kept, unused in list(self._usage(used)):
+            if unused:
+                emptied.add(path)
+                arrays = {key: self[key] for key in kept}
+                for key in kept:
+                    del self._places[key]
+                for key, array in arrays.items():
+                    self.add(key, array)
+        self.flush()
+        self._places = {key: place for key, place in self._places.items() if key in used}
+        for path in emptied - {place.shard for place in self._places.values()}:
+            path.unlink(missing_ok=True)
+
+    def unused_bytes(self, used: Container[str]) -> int:
+        """Bytes of the arrays that are not ``used``."""
+        return sum(unused for _, _, unused in self._usage(used))
+
+    def _usage(self, used: Container[str]) -> Iterator[tuple[Path, list[str], int]]:
+        """Of every shard the arrays that are ``used`` and read from it, and the bytes of the others."""
+        for path in _shards(self.folder):
+            places, _ = read_shard(path)
+            kept = [key for key, place in places.items() if key in used and self._places.get(key) == place]
+            yield path, kept, sum(places[key].nbytes for key in places.keys() - set(kept))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}, "_writer": None}  # another process maps the files itself
+        return {**self.__dict__, "_maps": {}, "_writers": None}  # another process maps the files itself
 
     def __enter__(self) -> Store:
-        self._writer = ThreadPoolExecutor(1)
+        self._writers = ThreadPoolExecutor(_WRITERS)
         return self
 
     def __exit__(
@@ -192,8 +199,8 @@ class Store:
     ) -> None:
         try:
             self.flush()  # an interruption keeps what was made before it
-            self._settle()
+            self._settle(0)
         finally:
-            if self._writer is not None:
-                self._writer.shutdown()
-                self._writer = None
+            if self._writers is not None:
+                self._writers.shutdown()
+                self._writers = None
