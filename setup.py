@@ -25,6 +25,8 @@ WITH_TORCH = [
     "opencv-python>=4.8",
 ]
 BUILD_INFO = "_build_info.json"
+# What the assembler says of the GPU kernels, where they are compiled.
+GPU_KERNELS = "_gpu_kernels.json"
 
 
 class CMakeBuild(build_ext):
@@ -79,9 +81,9 @@ class CMakeBuild(build_ext):
 
     def into_source(self, package: Path) -> None:
         source = ROOT / "avser_fast"
-        built = [*package.glob("*.so"), package / BUILD_INFO]
+        built = [*package.glob("*.so"), package / BUILD_INFO, *package.glob(GPU_KERNELS)]
         suffix = self.get_ext_filename("_engine").removeprefix("_engine")
-        for old in source.glob(f"_*{suffix}"):
+        for old in (*source.glob(f"_*{suffix}"), *source.glob(GPU_KERNELS)):
             if old.name not in {path.name for path in built}:
                 old.unlink()  # a slim build must not leave an older build's torch module behind
         for path in built:
@@ -92,7 +94,7 @@ class CMakeBuild(build_ext):
 
     def get_outputs(self) -> list[str]:
         package = Path(self.get_ext_fullpath("avser_fast._engine")).parent
-        return [*super().get_outputs(), str(package / BUILD_INFO)]
+        return [*super().get_outputs(), str(package / BUILD_INFO), *map(str, package.glob(GPU_KERNELS))]
 
     def copy_extensions_to_source(self) -> None:
         """Done by ``into_source``."""

@@ -214,3 +214,91 @@ class Fusion:
 
 def _log(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """The kernels' own natural logarithm of positive numbers, for tests."""
+
+class GpuModel:
+    """A network's whole forward on an NVIDIA GPU; immutable, safe to call from many threads.  An utterance's outputs
+    have the same bits alone, in any batch and at any position.  Only where the build had nvcc."""
+
+    def forward(
+        self, clips: NDArray[Any], valid: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """clips (B, L, channels, frames, bands), valid (B, L) bool (None: every clip votes) -> probabilities
+        (B, classes), features (B, L, D), clip_logits (B, L, classes); InputError, BackendError."""
+
+    def forward_on_device(
+        self,
+        clips: int,
+        valid: int,
+        batch: int,
+        count: int,
+        probabilities: int,
+        features: int,
+        logits: int,
+        stream: int,
+    ) -> None:
+        """The same between addresses in this GPU's memory, float32 and contiguous (valid: bytes, or 0), queued on a
+        cudaStream_t without waiting; may be recorded into a CUDA graph."""
+
+    def warm_up(self, batch: int, count: int) -> None:
+        """Makes the memory and the graph for batches of this size before the first call."""
+    @property
+    def precision(self) -> str: ...
+    @property
+    def device_name(self) -> str: ...
+
+class GpuEngine(GpuModel):
+    """One MDSCM.  precision: float32, tf32, bf16, fp16 or fp8; ``team``, ``group`` and ``staged`` say how thread blocks
+    share the clips (team 0: chosen by the batch).  BackendError where there is no such GPU, ConfigError, ModelError."""
+
+    def __init__(
+        self,
+        spec_json: str,
+        tensors: Mapping[str, NDArray[Any]],
+        *,
+        precision: str = "float32",
+        device: int = 0,
+        team: int = 0,
+        group: int = 1,
+        staged: bool = False,
+        poison: bool = False,
+    ) -> None: ...
+
+class GpuResNet18(GpuModel):
+    """The ResNet-18 audio-visual encoder for clips of one size; as ``GpuEngine``, without fp8."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, NDArray[Any]],
+        *,
+        in_channels: int = 1,
+        height: int = 224,
+        width: int = 40,
+        classes: int = 4,
+        precision: str = "float32",
+        device: int = 0,
+        team: int = 0,
+        group: int = 1,
+        staged: bool = False,
+        poison: bool = False,
+    ) -> None: ...
+
+class GpuFusion:
+    """Fusion of clip features and clip logits by two LSTMs on a GPU, float32."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, NDArray[Any]],
+        *,
+        features: int = 1280,
+        classes: int = 4,
+        hidden: int = 128,
+        feature_weight: float = 0.7,
+        device: int = 0,
+    ) -> None: ...
+    def forward(
+        self, features: NDArray[Any], scores: NDArray[Any]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """features (B, L, D), scores (B, L, classes) -> fused, a, b, each (B, classes) logits."""
+
+def gpu_info(device: int = 0) -> dict[str, Any]:
+    """name, capability, multiprocessors, shared_bytes, emulated; BackendError where there is none that can be used."""

@@ -87,14 +87,18 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument(
         "--model", default="default", metavar="M", help="shipped name or safetensors file (default: %(default)s)"
     )
-    infer.add_argument("--top-k", type=_count, metavar="K", help="show only the K most probable emotions")
+    infer.add_argument("--top-k", type=count, metavar="K", help="show only the K most probable emotions")
     infer.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     infer.add_argument(
-        "--precision", default="auto", metavar="P", help="auto, float32, bf16 or int8 (default: %(default)s)"
+        "--precision",
+        default="auto",
+        metavar="P",
+        help="auto, float32, bf16, int8 on a CPU, tf32, fp16 on a GPU (default: %(default)s)",
     )
     infer.add_argument(
-        "--batch-size", type=_count, metavar="N", help="files scored together; changes memory, no result"
+        "--backend", default="auto", metavar="B", help="auto, engine, triton or reference (default: %(default)s)"
     )
+    infer.add_argument("--batch-size", type=count, metavar="N", help="files scored together; changes memory, no result")
     infer.add_argument(
         "--output", metavar="FILE", help="write here, whole or not at all, instead of the standard output"
     )
@@ -116,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--output", metavar="FILE", help="file to write (default: MODEL-PRECISION.safetensors in this folder)"
     )
-    convert.add_argument("--limit", type=_count, metavar="N", help="only N recordings of each folder, evenly spread")
+    convert.add_argument("--limit", type=count, metavar="N", help="only N recordings of each folder, evenly spread")
     convert.set_defaults(run=_convert)
 
     doctor = commands.add_parser(
@@ -141,7 +145,8 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """An option's whole number of at least 1."""
     value = int(text) if text.isascii() and text.isdigit() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
@@ -157,7 +162,7 @@ def _infer(options: argparse.Namespace) -> int:
         return USAGE
     from .inference.recognizer import load
 
-    recognizer = load(options.model, device=options.device, precision=options.precision)
+    recognizer = load(options.model, device=options.device, precision=options.precision, backend=options.backend)
     failed = 0
 
     def results() -> Iterator[tuple[str, EmotionResult]]:

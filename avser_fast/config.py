@@ -24,6 +24,8 @@ AVRE_BODIES = ("resnet18", "mdscm")
 INT16_SCALE = 32768.0
 #: What the kernels take: hertz, and points of a transform.
 MAX_RATE, MAX_FFT = 384000, 1 << 20
+#: The largest clip, map or attention over tokens: a configuration must not ask for memory without end.
+MAX_VALUES = 1 << 28
 
 
 def _require(ok: bool, what: str, expected: str, got: object) -> None:
@@ -143,7 +145,7 @@ class ClipRule:
 
     def __post_init__(self) -> None:
         _require(self.rule in CLIP_RULES, "rule", f"one of {CLIP_RULES}", self.rule)
-        _require(self.clip_frames >= 1, "clip_frames", "at least 1", self.clip_frames)
+        _require(1 <= self.clip_frames <= MAX_VALUES, "clip_frames", f"1..{MAX_VALUES}", self.clip_frames)
         _require(
             (self.clips is None and self.rule == "even") or (isinstance(self.clips, int) and self.clips >= 1),
             "clips",
@@ -199,6 +201,8 @@ class MDSCM:
             f"0 (no path) to {self.mel_bands}, the number of bands",
             self.statistics,
         )
+        values = self._most_values()
+        _require(values <= MAX_VALUES, "clip_frames", f"maps of at most {MAX_VALUES} values", values)
         _require(self.statistics_hidden >= 1, "statistics_hidden", "at least 1", self.statistics_hidden)
         for name in ("block_dropout", "encoder_dropout", "statistics_dropout"):
             _require(0 <= getattr(self, name) < 1, name, "0 <= p < 1", getattr(self, name))
@@ -216,6 +220,14 @@ class MDSCM:
                 f"a divisor of the token width {self.token_width}",
                 self.encoder_heads,
             )
+
+    def _most_values(self) -> int:
+        height, width = self.clip_frames, self.mel_bands
+        sizes = [self.in_channels * height * width]
+        for i, channels in enumerate((*self.stem, *self.blocks)):
+            before, height, width = height * width, (height + 1) // 2, (width + 1) // 2
+            sizes.append(channels * (height * width if i < len(self.stem) else before))
+        return max(*sizes, height * height if self.encoder_layers else 0)
 
     def _halved(self, size: int) -> int:
         for _ in range(len(self.stem) + len(self.blocks)):
@@ -384,6 +396,9 @@ class EncoderSpec:
         _require(self.front_end.channels == channels, "front_end.channels", f"{channels}", self.front_end.channels)
         if self.encoder.body == "mdscm":
             _check_clips(self.front_end, self.clip_rule, self.encoder.mdscm)
+        else:
+            values = 16 * self.clip_rule.clip_frames * self.front_end.mel_bands  # 64 channels at half height and width
+            _require(values <= MAX_VALUES, "clip_rule.clip_frames", f"maps of at most {MAX_VALUES} values", values)
 
     @property
     def features(self) -> int:

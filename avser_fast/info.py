@@ -49,6 +49,20 @@ VARIABLES = (
         "1 prints time, GFLOP/s and share of the measured ceiling of every part of a model when it is closed",
     ),
     Variable(
+        "AVSER_FAST_CUDA_GRAPHS",
+        "run",
+        "0, 1",
+        "0",
+        "1 replays the Triton networks as CUDA graphs, which has not been verified on a GPU",
+    ),
+    Variable(
+        "AVSER_FAST_TEST_GPU",
+        "run",
+        "0, 1",
+        "0",
+        "1 runs the tests of the CUDA engine on a GPU instead of the emulated one",
+    ),
+    Variable(
         "AVSER_FAST_CUDA",
         "build",
         "0, 1, auto",
@@ -99,7 +113,8 @@ def report() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "torch_ops": _torch_ops(),
-        "cuda": _cuda(),
+        "cuda": cuda_driver(),
+        "ways": _ways(),
         "models": {path.stem: path.stat().st_size for path in files},
         "model_precisions": {path.stem: _model_precisions(path, isa) for path in files},
         "environment": {v.name: os.environ[v.name] for v in VARIABLES if v.name in os.environ},
@@ -144,6 +159,10 @@ def doctor(found: dict[str, Any] | None = None) -> str:
         lines.append(f"torch ops: {torch_ops['error']}")
     lines.append(f"CUDA driver: {cuda['error']}" if "error" in cuda else f"CUDA driver: {cuda['driver']}")
     lines += [f"  GPU {i}: {name}" for i, name in enumerate(cuda.get("devices", ()))]
+    for way in r["ways"]:
+        where = "a GPU" if way["device"] == "cuda" else "a CPU"
+        lines.append(f"inference on {where}, backend {way['backend']!r}: {way['why_not'] or 'runs'}")
+        lines.append(f"  in {', '.join(way['precisions'])}; verified: {way['verified']}")
     models = ", ".join(f"{name} ({size / 1e6:.1f} MB)" for name, size in r["models"].items())
     lines.append(f"models: {models or 'none'}")
     for name, found in r["model_precisions"].items():
@@ -213,8 +232,23 @@ def _torch_ops() -> dict[str, Any]:
     return {"loaded": True, "torch": str(torch.__version__), "absent": absent, **module.build_info()}
 
 
-def _cuda() -> dict[str, Any]:
-    """Asks the driver itself, which works without torch."""
+#: On which GPUs the tests of a backend passed: backend -> [{"gpu", "capability", "date", "version", ...}].
+GPU_VERIFIED = "gpu_verified.json"
+
+
+def gpu_verified() -> dict[str, list[dict[str, Any]]]:
+    """What ``benchmarks/gpu_check.sh`` wrote on machines with a GPU; empty before it ran on one."""
+    path = PACKAGE / GPU_VERIFIED
+    found: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def _ways() -> list[dict[str, Any]]:
+    return list(importlib.import_module("avser_fast.inference.backends").ways())
+
+
+def cuda_driver() -> dict[str, Any]:
+    """``driver`` (its version) and ``devices`` (names), or ``error``; asks the driver itself, without torch."""
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(name)

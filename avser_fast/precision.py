@@ -15,8 +15,9 @@ PRECISIONS = ("float32", "bf16", "int8")
 LEAST_AGREEMENT = {"bf16": 0.99, "int8": 0.98}
 #: A share of 99 % says nothing about fewer utterances.
 LEAST_UTTERANCES = 100
-#: Instruction sets with products of their own; others get the same numbers, up to rounding, from wider products.
-_NATIVE = {"bf16": ("avx512_bf16",), "int8": ("avx512_vnni", "avx512_bf16")}
+#: Instruction sets with products of their own ("cuda": GPUs that we have kernels for); others get the same numbers, up
+#: to rounding, from wider products.
+_NATIVE = {"bf16": ("avx512_bf16", "cuda"), "int8": ("avx512_vnni", "avx512_bf16")}
 
 
 def is_native(precision: str, isa: str) -> bool:
@@ -53,4 +54,5 @@ def automatic(card: Mapping[str, Any], isa: str) -> tuple[str, str]:
         return "float32", f"auto: the card's agreement of bf16, {shown}, is of fewer than {LEAST_UTTERANCES}"
     if found["agreement"] < least:
         return "float32", f"auto: the card's agreement of bf16, {shown}, is below {100 * least:.0f} %"
-    return "bf16", f"auto: {isa} has instructions for bf16, which decides as float32 does on {shown}"
+    where = " (measured on a CPU)" if isa == "cuda" else ""
+    return "bf16", f"auto: {isa} has instructions for bf16, which decides as float32 does on {shown}{where}"

@@ -54,7 +54,23 @@ export -f build
 export python cuda
 part build 240 bash -c build
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-part tests 200 "$python" -m pytest -q tests/test_training_ops.py tests/test_training_modes.py -k "cuda or graph" -m "not slow" -p no:cacheprovider
-part log_mel 60 "$python" -m pytest -q tests/test_ops.py -k cuda -p no:cacheprovider
-part training 240 "$python" -m benchmarks.gpu_training "$out"
+# A part's name, its most seconds, its command; the tests come first.
+part engine_tests 90 env AVSER_FAST_TEST_GPU=1 "$python" -m pytest -q tests/test_gpu_engine.py tests/test_gpu_resnet18.py \
+    tests/test_gpu_fusion.py tests/test_cuda_backend.py tests/test_gpu_streams.py -p no:cacheprovider && engine=1
+part engine 120 "$python" -m benchmarks.gpu_engine "$out"
+part tests 120 "$python" -m pytest -q tests/test_training_ops.py tests/test_training_modes.py -k "cuda or graph" -m "not slow" -p no:cacheprovider
+part log_mel 40 "$python" -m pytest -q tests/test_ops.py -k cuda -p no:cacheprovider
+part triton_tests 60 "$python" -m pytest -q tests/test_triton_backend.py -k "not interpreted" -p no:cacheprovider
+part triton 60 "$python" -m benchmarks.gpu_inference "$out"
+part training 150 "$python" -m benchmarks.gpu_training "$out"
+if command -v compute-sanitizer > /dev/null; then
+    for tool in memcheck racecheck; do
+        part "$tool" 60 env AVSER_FAST_TEST_GPU=1 compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all \
+            "$python" -m pytest -q tests/test_gpu_engine.py -k "every_schedule and (3 or 8)" -p no:cacheprovider
+    done
+else
+    echo "memcheck, racecheck: not run, compute-sanitizer is missing" | tee -a "$out/summary.txt"
+fi
+# What `doctor` says of the kernels: the device on which the tests passed.
+[ "${engine:-0}" -eq 1 ] && "$python" -m benchmarks.gpu_verified cuda "$out"
 exit "$failed"

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.render`` writes the tables of README.md, ``results/README.md`` and the chart.
+"""``python -m benchmarks.render`` writes README.md's tables, ``results/README.md``, training's notes and the chart.
 
 They come from results files: no figure is typed by hand.
 """
@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from python_training.report import compare, compare_table
+from python_training.comparison import against, changes, compare, read_run
+from python_training.evaluation import summarize
+from python_training.tables import compare_table
 
 from .compare import OURS, Row, Table
 from .goals import START_MB, START_SECONDS, TRAINING_MEMORY, goal
@@ -19,7 +21,8 @@ from .harness import plural
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEED = ROOT / "benchmarks" / "results"
-ACCURACY = ROOT / "python_training" / "results" / "emodb4"
+ACCURACY = ROOT / "python_training" / "results" / "protocols"
+NOTES = ROOT / "python_training" / "NOTES.md"
 CHART = "speed.png"
 
 #: Group of cases -> how it is called in a table, in the order of the tables.
@@ -207,29 +210,89 @@ def details(folder: Path = SPEED) -> str:
     return "\n".join(lines)
 
 
+def _mean_ua(summary: dict[str, Any]) -> float:
+    return float(summary["models"]["mdscm"]["ua"]["mean"])
+
+
 def accuracy_table(folder: Path = ACCURACY) -> str:
-    """The cross-validations that are kept, best first."""
-    files = sorted(folder.glob("*.json"))
+    """The evaluations on the shipped corpus, best first."""
+    files = sorted(folder.glob("emodb4-*.json"))
     if not files:
         return "Not measured yet."
     comparison = compare(files)
-    comparison["runs"] = dict(sorted(comparison["runs"].items(), key=lambda item: -item[1]["ua"]["mean"]))
+    best_first = sorted(comparison["runs"].items(), key=lambda item: -_mean_ua(item[1]))
+    comparison["runs"] = {name.removeprefix("emodb4-"): summary for name, summary in best_first}
     return compare_table(comparison)
 
 
+def default_ua(folder: Path = ACCURACY) -> str:
+    """The rate of the default model's recipe and its spread, for a sentence."""
+    path = folder / "emodb4-mdscm-small.json"
+    if not path.exists():
+        return "UA not measured yet"
+    summary = compare([path])["runs"][path.stem]
+    seeds = [rates["ua"] for rates in summary["models"]["mdscm"]["per_seed"].values()]
+    return f"UA {_mean_ua(summary):.1f} % ({plural(len(seeds), 'seed')}, {min(seeds):.1f} to {max(seeds):.1f})"
+
+
+def choices_table(folder: Path = ACCURACY) -> str:
+    """What every change of the default recipe does, best first: rates, and the difference on the same draws."""
+    base_path = folder / "emodb4-mdscm-small.json"
+    if not base_path.exists():
+        return "Not measured yet."
+    base = read_run(base_path)
+    rows = []
+    for run in [base, *(read_run(path) for path in sorted(folder.glob("emodb4-*.json")) if path != base_path)]:
+        models = summarize(run.folds)["models"]
+        paths = [f"{models[m]['ua']['mean']:.1f}" if m in models else "" for m in ("convolutions", "statistics")]
+        each = [rates["ua"] for rates in models["mdscm"]["per_seed"].values()]
+        name = run.name.removeprefix("emodb4-")
+        if run is base:
+            change, difference = "none: the recipe", ""
+        else:
+            changed = {} if run.settings["name"] != base.settings["name"] else changes(run, base)
+            change = ", ".join(f"`{key}={json.dumps(value)}`" for key, value in changed.items()) or "another recipe"
+            found = against(run, base)
+            difference = "{:+.1f} ({:+.1f} .. {:+.1f})".format(found["ua"], *found["interval"])
+        mean = models["mdscm"]["ua"]["mean"]
+        cells = [name, change, str(len(each)), f"{mean:.1f} ({min(each):.1f} .. {max(each):.1f})"]
+        cells += ["{:.1f} .. {:.1f}".format(*models["mdscm"]["interval"]), *paths, difference]
+        rows.append((mean, f"| {' | '.join(cells)} |"))
+    head = [
+        "| name | change | seeds | UA % (of the seeds) | interval | convolutions alone | statistics alone "
+        "| against the recipe |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *(row for _, row in sorted(rows, key=lambda row: -row[0]))])
+
+
 def rendered(text: str) -> str:
-    """README's text with both tables replaced."""
-    for name, table in (("speed", speed_table()), ("accuracy", accuracy_table())):
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+    """README's text with its tables and figures replaced."""
+    return _replaced(
+        text,
+        "README.md",
+        {"speed": f"\n{speed_table()}\n", "accuracy": f"\n{accuracy_table()}\n", "ua": default_ua()},
+    )
+
+
+def rendered_notes(text: str) -> str:
+    """The text of the notes of training with its table replaced."""
+    return _replaced(text, NOTES.name, {"choices": f"\n{choices_table()}\n"})
+
+
+def _replaced(text: str, where: str, parts: dict[str, str]) -> str:
+    for name, part in parts.items():
+        pattern = rf"(<!-- {name} -->).*?(<!-- /{name} -->)"
         if not re.search(pattern, text, flags=re.S):
-            raise ValueError(f"README.md: expected the marks <!-- {name} --> and <!-- /{name} -->")
-        text = re.sub(pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.S)  # type: ignore[misc]
+            raise ValueError(f"{where}: expected the marks <!-- {name} --> and <!-- /{name} -->")
+        text = re.sub(pattern, lambda m, p=part: f"{m[1]}{p}{m[2]}", text, flags=re.S)  # type: ignore[misc]
     return text
 
 
 def main() -> int:
     readme = ROOT / "README.md"
     readme.write_text(rendered(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    NOTES.write_text(rendered_notes(NOTES.read_text(encoding="utf-8")), encoding="utf-8")
     SPEED.mkdir(exist_ok=True)
     (SPEED / "README.md").write_text(details(), encoding="utf-8")
     tables, _ = read(SPEED)

@@ -10,7 +10,11 @@
 #include "common/check.h"
 #include "common/executor.h"
 #include "common/isa.h"
+#include "common/translate.h"
 #include "engine/bind.h"
+#if AVSER_CUDA_COMPILED
+#include "engine/cuda/bind.h"
+#endif
 #include "model/bind.h"
 #include "ops/frame_clips/frame_clips.h"
 #include "ops/log_mel/add_deltas.h"
@@ -192,33 +196,6 @@ py::dict build_info() {
   return info;
 }
 
-// avser::Error becomes the class of avser_fast.errors that its kind names.
-void translate(std::exception_ptr pointer) {
-  try {
-    if (pointer) std::rethrow_exception(pointer);
-  } catch (const Error& error) {
-    const char* name = nullptr;
-    switch (error.kind()) {
-      case ErrorKind::input:
-        name = "InputError";
-        break;
-      case ErrorKind::model:
-        name = "ModelError";
-        break;
-      case ErrorKind::config:
-        name = "ConfigError";
-        break;
-      case ErrorKind::backend:
-        name = "BackendError";
-        break;
-    }
-    const py::object type = py::module_::import("avser_fast.errors").attr(name);
-    // A message may name a file whose name is not UTF-8.
-    const py::object text = py::bytes(error.what()).attr("decode")("utf-8", "replace");
-    PyErr_SetObject(type.ptr(), text.ptr());
-  }
-}
-
 double peak_of(const std::string& precision, double seconds, int threads) {
   const Precision chosen = precision_named(precision, "measure_peak: precision");
   PoolExecutor executor(threads);
@@ -263,4 +240,7 @@ PYBIND11_MODULE(_engine, m) {
   avser::bind_front_end(m);
   avser::bind_engine(m);
   avser::bind_model(m);
+#if AVSER_CUDA_COMPILED
+  avser::gpu::bind_gpu_engine(m);
+#endif
 }

@@ -13,9 +13,10 @@ from typing import Any
 
 from avser_fast.errors import AvserError
 
-from .data.command import Bars, add_parsers, pair
+from .data.command import add_parsers, count, pair
 from .data.shipped import FOLDER, SHIPPED
-from .protocols import PROTOCOLS
+from .progress import Bars
+from .protocols import PROTOCOLS, SPEAKER
 from .train_command import add_stage_options
 
 
@@ -43,12 +44,6 @@ def _seeds(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"expected whole numbers separated by commas, got {text!r}") from None
 
 
-def _bar(total: int, unit: str, quiet: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, unit=unit, disable=quiet, file=sys.stderr)
-
-
 def _prepared(arguments: argparse.Namespace) -> Any:
     """The corpus of --dataset: a folder that `prepare` wrote, or one that comes with the project, prepared now."""
     from .data import PreparedCorpus
@@ -63,49 +58,38 @@ def _prepared(arguments: argparse.Namespace) -> Any:
     return PreparedCorpus(Path(arguments.dataset))
 
 
-def _corpus(arguments: argparse.Namespace, settings: Any) -> Any:
-    from .data.feature_set import FeatureSet
-
-    return FeatureSet.of(_prepared(arguments), settings.front_end.front_end(), settings.augmentation.speeds)
-
-
-def _epoch_progress(bar: Any) -> Callable[[int, int, dict[str, float]], None]:
-    def progress(epoch: int, last: int, record: dict[str, float]) -> None:
-        bar.update()
-        shown = {"loss": f"{record['loss']:.3f}"}
-        if "validation_ua" in record:
-            shown["val UA"] = f"{100 * record['validation_ua']:.0f}%"
-        bar.set_postfix(shown)
-
-    return progress
-
-
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Leave one speaker out with the given settings, or a saved model on the corpus."""
-    from .crossval import cross_validate, folds, write_json
-    from .precisions import precision_table
-    from .report import read_run, summarize, text_report
+    """Every fold of a protocol with the given settings, or a saved model on the corpus."""
+    from .data import PreparedCorpus
+    from .protocol_command import evaluate_protocol, show
+    from .protocols import CROSS_CORPUS
     from .settings import load_settings
+    from .train_command import stages_of
 
     if arguments.model is not None:
         return _evaluate_model(arguments)
     settings = load_settings(arguments.config, _overrides(arguments.set))
-    if arguments.protocol is not None or arguments.test_dataset is not None:
-        return _evaluate_protocol(arguments, settings)
-    corpus = _corpus(arguments, settings)
-    total = len(folds(corpus.speakers, arguments.seeds))
-    unit = "fold" if arguments.jobs > 1 else "epoch"
-    per_fold = 1 if arguments.jobs > 1 else settings.optimisation.epochs
-    with _bar(total * per_fold, unit, arguments.quiet) as bar:
-        progress = None if arguments.jobs > 1 else _epoch_progress(bar)
-        runs = cross_validate(settings, corpus, arguments.seeds, arguments.out, jobs=arguments.jobs, progress=progress)
-        for done, (fold, _) in enumerate(runs, start=1):
-            bar.n = done * per_fold
-            bar.set_description(fold.name)
-    summary = summarize([r for r in read_run(arguments.out).folds if r["seed"] in arguments.seeds], corpus.labels)
-    write_json(summary, arguments.out / "summary.json")
-    print(text_report(summary, f"{settings.name} on {arguments.dataset}"))
-    print("", precision_table(summary["precisions"]), sep="\n")
+    speech = _prepared(arguments)
+    target = None if arguments.test_dataset is None else PreparedCorpus(arguments.test_dataset)
+    with ExitStack() as stack:
+        summary = evaluate_protocol(
+            settings,
+            speech,
+            arguments.out,
+            protocol=CROSS_CORPUS if target is not None else arguments.protocol,
+            seeds=arguments.seeds,
+            stages=stages_of(arguments.stages, settings),
+            faces=_faces(arguments, settings, speech),
+            target=target,
+            mapping=dict(arguments.map),
+            allow_leakage=arguments.allow_leakage,
+            options=_options(arguments),
+            device=arguments.device,
+            jobs=arguments.jobs,
+            progress=Bars(stack, arguments.quiet, "step"),
+        )
+    print(show(summary, f"{settings.name} on {speech.name}", speech.name))
+    print(f"\nwrote {arguments.out / 'report.html'}")
     return 0
 
 
@@ -114,38 +98,6 @@ def _options(arguments: argparse.Namespace, resume: bool = False) -> Any:
 
     skip, board = arguments.skip_bad_samples, arguments.tensorboard
     return Options(arguments.backend, arguments.every, resume, skip, board)
-
-
-def _evaluate_protocol(arguments: argparse.Namespace, settings: Any) -> int:
-    from .data import PreparedCorpus
-    from .protocol_command import evaluate_protocol, show
-    from .protocols import CROSS_CORPUS
-    from .train_command import StageBars, stages_of
-
-    speech = _prepared(arguments)
-    target = None if arguments.test_dataset is None else PreparedCorpus(arguments.test_dataset)
-    protocol = CROSS_CORPUS if target is not None else arguments.protocol
-    stages = stages_of(arguments.stages, settings)
-    with ExitStack() as stack:
-        summary = evaluate_protocol(
-            settings,
-            speech,
-            arguments.out,
-            protocol=protocol,
-            seeds=arguments.seeds,
-            stages=stages,
-            faces=_faces(arguments, settings, speech),
-            target=target,
-            mapping=dict(arguments.map),
-            allow_leakage=arguments.allow_leakage,
-            options=_options(arguments),
-            device=arguments.device,
-            jobs=arguments.jobs,
-            progress=StageBars(stack, arguments.quiet),
-        )
-    print(show(summary, f"{settings.name} on {speech.name}", speech.name))
-    print(f"\nwrote {arguments.out / 'report.html'}")
-    return 0
 
 
 def _faces(arguments: argparse.Namespace, settings: Any, speech: Any) -> Any:
@@ -170,11 +122,12 @@ def _evaluate_model(arguments: argparse.Namespace) -> int:
             f"{arguments.model}: expected a model of the classes {', '.join(corpus.labels)}, got {', '.join(labels)}"
         )
     utterances = [corpus.utterances[i] for i in corpus.with_speech]
-    with _bar(len(utterances), "utterance", arguments.quiet) as bar:
-        results = []
+    results = []
+    with ExitStack() as stack:
+        bars = Bars(stack, arguments.quiet, "utterance")
         for i in corpus.with_speech:
             results += recognizer.infer([corpus.item(i)])
-            bar.update()
+            bars(str(arguments.model), len(results), len(utterances))
     truth = [u.label for u in utterances]
     matrix = confusion_matrix(truth, [corpus.labels.index(r.label) for r in results], len(corpus.labels))
     print(f"{arguments.model} on {arguments.dataset}: {len(utterances)} utterances")
@@ -220,7 +173,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
     from .data.report import report_text
     from .protocol_command import evaluate_protocol, show
     from .settings import load_settings
-    from .train_command import StageBars, stages_of
+    from .train_command import stages_of
 
     settings = load_settings(arguments.config, _overrides(arguments.set))
     corpus = read_corpus("iemocap", arguments.root)
@@ -251,7 +204,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
                 options=_options(arguments),
                 device=arguments.device,
                 jobs=arguments.jobs,
-                progress=StageBars(stack, arguments.quiet),
+                progress=Bars(stack, arguments.quiet, "step"),
             )
         print(show(summary, f"{settings.name} on {name}", name), "", sep="\n")
     return 0
@@ -259,35 +212,37 @@ def reproduce(arguments: argparse.Namespace) -> int:
 
 def release(arguments: argparse.Namespace) -> int:
     """One MDSCM on all speakers of the corpus, written as a model file with its card."""
-    from .final import train_final
+    from .release import release as release_model
+    from .run import Options
     from .settings import load_settings
 
     settings = load_settings(arguments.config, _overrides(arguments.set))
-    corpus = _corpus(arguments, settings)
-    with _bar(arguments.epochs or settings.optimisation.epochs, "epoch", arguments.quiet) as bar:
-        path = train_final(
+    with ExitStack() as stack:
+        path = release_model(
             settings,
-            corpus,
+            _prepared(arguments),
             seed=arguments.seed,
             out=arguments.out,
             dataset=arguments.dataset,
             evaluation=arguments.evaluation,
             compared=arguments.compared,
             epochs=arguments.epochs,
-            progress=_epoch_progress(bar),
+            options=Options(resume=True),
+            progress=Bars(stack, arguments.quiet, "step"),
         )
     print(f"wrote {path}")
     return 0
 
 
 def report(arguments: argparse.Namespace) -> int:
-    """Compare cross-validations as a Markdown table."""
-    from .report import collect, compare, compare_table
+    """Compare evaluations as a Markdown table."""
+    from .comparison import collect, compare
+    from .tables import compare_table
 
     if arguments.collect is not None:
         for run in arguments.runs:
             collect(run, arguments.collect / f"{run.name}.json")
-    print(compare_table(compare(arguments.runs)))
+    print(compare_table(compare(arguments.runs, arguments.model)))
     return 0
 
 
@@ -327,18 +282,20 @@ def _parser() -> argparse.ArgumentParser:
     command = common("release", release)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument(
-        "--epochs", type=int, help="stop after so many epochs (default: the evaluation's median, else all)"
+        "--epochs", type=count, help="stop after so many epochs (default: the evaluation's median, else all)"
     )
     command.add_argument("--evaluation", type=Path, help="an `evaluate` run with these settings, for the card")
     command.add_argument("--compared", nargs="+", type=Path, default=[], help="other runs that the card should list")
     command.add_argument("--out", type=Path, required=True, help="model file to write (.safetensors)")
     command = common("evaluate", evaluate)
     command.add_argument("--seeds", type=_seeds, default=[0], help="comma-separated (default: 0)")
-    command.add_argument("--jobs", type=int, default=1, help="folds side by side, one thread each")
+    command.add_argument("--jobs", type=count, default=1, help="folds side by side, one thread each")
     command.add_argument("--out", type=Path, default=Path("runs/evaluate"), help="folder of the folds' results")
-    command.add_argument("--model", help="score this model file or shipped model instead of cross-validating")
+    command.add_argument("--model", help="score this model file or shipped model instead of training folds")
     add_stage_options(command)
-    command.add_argument("--protocol", choices=PROTOCOLS, help="train and test all stages in every fold of a protocol")
+    command.add_argument(
+        "--protocol", choices=PROTOCOLS, default=SPEAKER, help="who is tested by whom (default: %(default)s)"
+    )
     command.add_argument("--test-dataset", type=Path, metavar="DIR", help="test on another prepared corpus instead")
     command.add_argument(
         "--map",
@@ -368,7 +325,7 @@ def _parser() -> argparse.ArgumentParser:
         default=list(PROTOCOLS),
         help=f"default: {','.join(PROTOCOLS)}",
     )
-    command.add_argument("--jobs", type=int, default=1, help="folds side by side, one thread each")
+    command.add_argument("--jobs", type=count, default=1, help="folds side by side, one thread each")
     command.add_argument("--threads", type=int, default=None, help="threads of torch (default: torch's own choice)")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     add_stage_options(command)
@@ -378,6 +335,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("report", help=report.__doc__, description=report.__doc__)
     command.set_defaults(run=report)
     command.add_argument("runs", nargs="+", type=Path, help="folders of `evaluate` runs, or files made by --collect")
+    command.add_argument("--model", default="mdscm", help="whose rates (default: %(default)s)")
     command.add_argument("--collect", type=Path, metavar="FOLDER", help="also write each run there as one file")
     return parser
 

@@ -11,7 +11,7 @@ import argparse
 import dataclasses
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import combinations
 from pathlib import Path
@@ -19,18 +19,19 @@ from typing import Any
 
 import torch
 
-from avser_fast import __version__, nn
-from avser_fast.config import MDSCM, ClipRule, ModelSpec
+from avser_fast import __version__
+from avser_fast.config import MDSCM, ClipRule
 
-from .crossval import write_json
-from .data.crops import CropSampler
-from .data.feature_set import FeatureSet
+from .data.prepared import PreparedCorpus
 from .data.shipped import FOLDER, shipped_corpus
-from .loop import optimizer_of
-from .losses import learning_rate
+from .distributed import Processes
+from .log import RunLog
+from .loop import Stop, Stopped, fit
 from .metrics import confusion_matrix, unweighted_accuracy
+from .run_folder import write_json
 from .settings import Settings, load_settings
-from .train import _class_weights, _loss, score
+from .stages import Data, stage_of
+from .system import System, measured_front_end, score
 
 RESULT = Path(__file__).parent / "results" / "equivalence.json"
 STEPS, SPEAKER, SEED = 200, "03", 0
@@ -77,10 +78,22 @@ def _convolving(onednn: bool) -> Iterator[None]:
             yield
 
 
+class _Losses(RunLog):
+    """The loss of every step instead of files."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.losses: list[float] = []
+
+    def step(self, records: Sequence[Mapping[str, Any]]) -> None:
+        self.losses += [record["loss"] for record in records]
+
+
 def train_steps(
     settings: Settings,
-    training: FeatureSet,
-    held_out: FeatureSet,
+    corpus: PreparedCorpus,
+    training: Sequence[int],
+    held_out: Sequence[int],
     steps: int,
     *,
     fused: bool,
@@ -88,43 +101,28 @@ def train_steps(
     onednn: bool = True,
     seed: int = SEED,
 ) -> dict[str, Any]:
-    """Loss of every step, and UA and loss on ``held_out`` after the last."""
-    recipe = settings.optimisation
-    spec = ModelSpec(
-        training.labels, training.measured_front_end(settings.front_end.zero), settings.clip_rule, settings.network
-    )
+    """Loss of every step of the stage ``mdscm``, and UA and loss on ``held_out`` after the last."""
+    front_end = measured_front_end(corpus, training, settings)
+    stop, log = Stop(), _Losses()
+
+    def progress(stage: str, done: int, total: int, record: Mapping[str, Any]) -> None:
+        stop.asked = done == steps
+
     with torch.random.fork_rng(devices=[]), _convolving(onednn):
         torch.manual_seed(seed)
-        model = nn.MDSCM(settings.network, backend="auto" if fused else "reference").to(memory_format=layout)
-        generator = torch.Generator().manual_seed(seed)
-        optimizer = optimizer_of(model, settings.optimisation)
-        sampler = CropSampler(
-            training.normalized_copies(spec.front_end),
-            training.targets(),
-            spec.clip_rule.clip_frames,
-            recipe.batch_size,
-        )
-        weights = _class_weights(training.targets(), settings.network.classes, recipe.class_weights)
-        losses: list[float] = []
-        model.train()
-        while len(losses) < steps:
-            for crops, targets in sampler.epoch(generator):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(len(losses), sampler.steps_per_epoch(), settings.optimisation)
-                crops = crops.contiguous(memory_format=layout)
-                loss = _loss(model, crops, targets, generator, settings, weights)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_clip)
-                optimizer.step()
-                losses.append(float(loss.detach()))
-                if len(losses) == steps:
-                    break
-        logits = score(model, held_out.normalized(spec.front_end), spec)
-    truth = held_out.targets()
+        system = System(settings, "auto" if fused else "reference").to(memory_format=layout)
+        stage = stage_of("mdscm", system, settings, Data(corpus, training, (), front_end), Processes(), seed)
+        if steps >= settings.optimisation.epochs * stage.steps_per_epoch:
+            raise ValueError(f"steps: expected fewer than the schedule of {settings.name!r} has, got {steps}")
+        try:
+            fit(stage, settings.optimisation, seed=seed, processes=Processes(), log=log, stop=stop, progress=progress)
+        except Stopped:  # with the weights of that step
+            pass
+        logits = score(system, "mdscm", corpus, held_out, front_end, settings.clip_rule)
+    truth = torch.tensor([corpus.utterances[i].label for i in held_out])
     matrix = confusion_matrix(truth.tolist(), logits.argmax(1).tolist(), settings.network.classes)
     return {
-        "losses": losses,
+        "losses": log.losses,
         "ua": unweighted_accuracy(matrix),
         "held_out_loss": float(torch.nn.functional.cross_entropy(logits, truth)),
     }
@@ -168,14 +166,18 @@ def judge(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def compare(
-    settings: Settings, training: FeatureSet, held_out: FeatureSet, steps: int = STEPS, seed: int = SEED
+    settings: Settings,
+    corpus: PreparedCorpus,
+    training: Sequence[int],
+    held_out: Sequence[int],
+    steps: int = STEPS,
+    seed: int = SEED,
 ) -> dict[str, Any]:
     """All runs of one network and what their curves say."""
-    runs = {FUSED: train_steps(settings, training, held_out, steps, fused=True, seed=seed)}
+    parts = (settings, corpus, training, held_out, steps)
+    runs = {FUSED: train_steps(*parts, fused=True, seed=seed)}
     for name, (layout, onednn) in REFERENCES.items():
-        runs[name] = train_steps(
-            settings, training, held_out, steps, fused=False, layout=layout, onednn=onednn, seed=seed
-        )
+        runs[name] = train_steps(*parts, fused=False, layout=layout, onednn=onednn, seed=seed)
     return {"runs": runs, **judge(runs)}
 
 
@@ -209,15 +211,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prepared", type=Path, default=FOLDER, help="where the corpus is prepared")
     given = parser.parse_args(arguments)
     results: dict[str, Any] = {}
+    corpus = shipped_corpus("emodb4", given.prepared)
+    held_out = [i for i, u in enumerate(corpus.utterances) if u.speaker == given.speaker]
+    training = [i for i in range(len(corpus)) if i not in held_out]
     for name, settings in members().items():
-        corpus = FeatureSet.of(shipped_corpus("emodb4", given.prepared), settings.front_end.front_end())
-        results[name] = compare(
-            settings,
-            corpus.subset(lambda u: u.speaker != given.speaker),
-            corpus.subset(lambda u: u.speaker == given.speaker),
-            given.steps,
-            given.seed,
-        )
+        results[name] = compare(settings, corpus, training, held_out, given.steps, given.seed)
         print(report(name, results[name]), flush=True)
     about = {"avser_fast": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
     asked = {"steps": given.steps, "speaker": given.speaker, "seed": given.seed, "window": WINDOW, "times": TIMES}

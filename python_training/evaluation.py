@@ -1,11 +1,14 @@
-"""Results of evaluation as plain data: one file per fold, their summary, and what it says beside the published figures.
+"""Results of evaluation as plain data: one file per fold, and their summary.
 
 A fold is the test of one split (``protocols.Split``) by the models that were trained for it:
     {"protocol", "seed", "name", "test_of", "validation_of", "shares_speakers",  as in the split
      "leakage":    the sentence of ``leakage_label`` (empty where speakers are not shared),
+     "labels":     the classes,
      "keys", "speakers", "truth":  of each tested utterance,
      "models":     model -> [[probability of each class] of each utterance],
-     "validation_ua":  model -> share}
+     "validation_ua":  model -> share,
+     "epochs":     stage -> the epoch that was kept,
+     "precisions": model -> precision -> probabilities as in "models"; the last two where they were kept}
 """
 
 from __future__ import annotations
@@ -20,9 +23,10 @@ from urllib.parse import quote
 
 import numpy as np
 
+from avser_fast.inference.convert import agreement
 from avser_fast.inference.weights import write_bytes
 
-from .data.corpus import LABELS, Utterance
+from .data.corpus import Utterance
 from .metrics import (
     bootstrap_interval,
     confusion_matrix,
@@ -31,17 +35,16 @@ from .metrics import (
     unweighted_accuracy,
     weighted_accuracy,
 )
-from .protocols import RANDOM, Split, leakage_label
+from .protocols import Split, leakage_label
 
 #: Models in the order of tables, and what they are called there.
-MODELS = {"mdscm": "MDSCM", "avdal": "AVDAL", "fusion": "fusion"}
-
-#: Figures in percent of Wei et al., "Audio-Visual Domain Adaptation Feature Fusion for Speech Emotion Recognition",
-#: Interspeech 2022 (abstract): four classes of IEMOCAP.  None: not known.
-PUBLISHED: dict[str, dict[str, float] | None] = {"mdscm": None, "avdal": None, "fusion": {"wa": 72.43, "ua": 73.22}}
-PUBLISHED_CORPUS = "iemocap"
-#: The split of the code that was released with the paper; its training scripts print the best epoch on the test set.
-PUBLISHED_PROTOCOL = RANDOM
+MODELS = {
+    "mdscm": "MDSCM",
+    "convolutions": "MDSCM, its convolutions alone",
+    "statistics": "MDSCM, its statistics path alone",
+    "avdal": "AVDAL",
+    "fusion": "fusion",
+}
 
 #: From this many tested speakers on the bootstrap draws speakers, below it utterances.
 MIN_SPEAKERS = 8
@@ -49,7 +52,7 @@ LEVEL, SAMPLES = 0.95, 2000
 
 _FIELDS = {
     "protocol": str, "seed": int, "name": str, "test_of": str, "validation_of": str, "shares_speakers": bool,
-    "keys": list, "speakers": list, "truth": list, "models": dict, "validation_ua": dict,
+    "labels": list, "keys": list, "speakers": list, "truth": list, "models": dict, "validation_ua": dict,
 }  # fmt: skip
 
 Fold = dict[str, Any]
@@ -58,15 +61,22 @@ Fold = dict[str, Any]
 def fold_result(
     split: Split,
     utterances: Sequence[Utterance],
+    labels: Sequence[str],
     models: Mapping[str, Any],
     validation_ua: Mapping[str, float],
     *,
     target: Sequence[Utterance] | None = None,
+    epochs: Mapping[str, int] | None = None,
+    precisions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Fold:
     """A fold out of a split and ``models``: name -> (tested, classes) probabilities in the order of ``split.test``.
 
     ``utterances`` are those of the split; ``target`` those that are tested, where they are of another corpus.
     """
+
+    def rounded(tables: Mapping[str, Any]) -> dict[str, list[list[float]]]:
+        return {name: [[round(float(p), 6) for p in row] for row in rows] for name, rows in tables.items()}
+
     tested = [(utterances if target is None else target)[i] for i in split.test]
     fold: Fold = {
         "protocol": split.protocol,
@@ -76,13 +86,16 @@ def fold_result(
         "validation_of": split.validation_of,
         "shares_speakers": split.shares_speakers,
         "leakage": leakage_label(split, utterances),
+        "labels": list(labels),
         "keys": [u.key for u in tested],
         "speakers": [u.speaker for u in tested],
         "truth": [u.label for u in tested],
-        "models": {name: [[round(float(p), 6) for p in row] for row in rows] for name, rows in models.items()},
+        "models": rounded(models),
         "validation_ua": {name: float(value) for name, value in validation_ua.items()},
+        "epochs": dict(epochs or {}),
+        "precisions": {model: rounded(tables) for model, tables in (precisions or {}).items()},
     }
-    _check(fold, f"fold {split.name}, seed {split.seed}")
+    check_fold(fold, f"fold {split.name}, seed {split.seed}")
     return fold
 
 
@@ -94,7 +107,7 @@ def fold_path(folder: Path, name: str, seed: int) -> Path:
 def write_fold(fold: Fold, folder: Path) -> Path:
     """Write a fold to its file in ``folder``, which is made where it is missing; whole or not at all."""
     path = fold_path(folder, fold["name"], fold["seed"])
-    _check(fold, str(path))
+    check_fold(fold, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, (json.dumps(fold, allow_nan=False) + "\n").encode())
     return path
@@ -110,38 +123,37 @@ def read_folds(folder: Path) -> list[Fold]:
             fold = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: expected a fold written by evaluation, got no JSON ({error})") from error
-        _check(fold, str(path))
+        check_fold(fold, str(path))
         folds.append(fold)
     return sorted(folds, key=lambda fold: (fold["seed"], fold["name"]))
 
 
-def _check(fold: Any, where: str) -> None:
+def check_fold(fold: Any, where: str) -> None:
     """ValueError, naming the fold and what is wrong with it."""
     if not isinstance(fold, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(fold).__name__}")
     for field, kind in _FIELDS.items():
         if not isinstance(fold.get(field), kind):
             raise ValueError(f"{where}: expected {field} to be a {kind.__name__}, got {fold.get(field)!r:.40}")
-    size = len(fold["keys"])
+    size, classes = len(fold["keys"]), len(fold["labels"])
     if not size or not fold["models"]:
         raise ValueError(f"{where}: expected tested utterances and models, got {size} and {len(fold['models'])}")
-    for field, values in (("speakers", fold["speakers"]), ("truth", fold["truth"]), *fold["models"].items()):
+    tables = dict(fold["models"])
+    for model, entries in fold.get("precisions", {}).items():
+        tables.update({f"{model} in {precision}": rows for precision, rows in entries.items()})
+    for field, values in (("speakers", fold["speakers"]), ("truth", fold["truth"]), *tables.items()):
         if len(values) != size:
             raise ValueError(f"{where}: expected {field} of {size} utterances, got {len(values)}")
-    classes = set()
-    for name, rows in fold["models"].items():
+    for name, rows in tables.items():
         try:
             table = np.asarray(rows, dtype=np.float64)
         except (TypeError, ValueError):
             table = np.empty(0)
-        if table.ndim != 2 or not np.isfinite(table).all():
-            raise ValueError(f"{where}: expected {name} to have a row of finite probabilities per utterance")
-        classes.add(table.shape[1])
-    if len(classes) > 1:
-        raise ValueError(f"{where}: expected models with the same number of classes, got {sorted(classes)}")
-    wrong = [label for label in fold["truth"] if not isinstance(label, int) or not 0 <= label < min(classes)]
+        if table.shape != (size, classes) or not np.isfinite(table).all():
+            raise ValueError(f"{where}: expected {name} to have {classes} finite probabilities per utterance")
+    wrong = [label for label in fold["truth"] if type(label) is not int or not 0 <= label < classes]
     if wrong:
-        raise ValueError(f"{where}: expected truths from 0 to {min(classes) - 1}, got {wrong[0]!r}")
+        raise ValueError(f"{where}: expected truths from 0 to {classes - 1}, got {wrong[0]!r}")
 
 
 def _percent(value: float) -> float:
@@ -180,16 +192,16 @@ def _drawn_over(folds: Sequence[Fold]) -> str:
     return "speakers" if all(speakers) and len(set(speakers)) >= MIN_SPEAKERS else "keys"
 
 
-def _one_evaluation(folds: Sequence[Fold], labels: Sequence[str]) -> None:
+def _one_evaluation(folds: Sequence[Fold]) -> None:
     """ValueError where folds do not belong together."""
     if not folds:
         raise ValueError("evaluation: expected at least one fold, got none")
+    labels = folds[0]["labels"]
     for fold in folds:
         where = f"fold {fold.get('name')}, seed {fold.get('seed')}"
-        _check(fold, where)
-        width = len(next(iter(fold["models"].values()))[0])
-        if width != len(labels):
-            raise ValueError(f"{where}: expected probabilities of {len(labels)} classes, got {width}")
+        check_fold(fold, where)
+        if fold["labels"] != labels:
+            raise ValueError(f"{where}: expected the classes {', '.join(labels)}, got {', '.join(fold['labels'])}")
     protocols = sorted({fold["protocol"] for fold in folds})
     if len(protocols) > 1:
         raise ValueError(f"evaluation: expected folds of one protocol, got {', '.join(protocols)}")
@@ -201,7 +213,7 @@ def _one_evaluation(folds: Sequence[Fold], labels: Sequence[str]) -> None:
             seen.add(key)
 
 
-def summarize(folds: Sequence[Fold], labels: Sequence[str], expected: Iterable[Split] = ()) -> dict[str, Any]:
+def summarize(folds: Sequence[Fold], expected: Iterable[Split] = ()) -> dict[str, Any]:
     """What an evaluation says, as plain data; rates in percent, differences in percentage points.
 
     ``leakage``       the sentence that every output carries, empty where no speaker is shared
@@ -209,15 +221,18 @@ def summarize(folds: Sequence[Fold], labels: Sequence[str], expected: Iterable[S
     ``bootstrap``     what it draws (``over``: speakers, from ``MIN_SPEAKERS`` on, or utterances), of how many
     ``models``        per model: ``wa`` and ``ua`` (mean, std over the seeds' pooled rates), ``interval`` of the UA,
                       ``per_seed``, ``per_fold`` (its seeds pooled), ``recall`` per class and ``confusion``, seeds added
-                      up, rows the truth; ``validation_ua``, the mean, None where it is not there
+                      up, rows the truth; ``validation_ua``, the mean, None where it is not there; ``precisions``, what
+                      each precision makes of it, as a card says it, over the seeds that were measured whole
+    ``epochs``        per stage: the epochs that were kept and their ``median``
     ``differences``   of every two models: UA of ``model`` less that of ``than`` on the folds that both have, and its
                       ``interval``, on the same draws
 
     An interval adds the seeds up, which is their mean where all seeds test the same utterances; a drawn utterance or
     speaker comes with all its seeds.
     """
-    _one_evaluation(folds, labels)
+    _one_evaluation(folds)
     folds = sorted(folds, key=lambda fold: (fold["seed"], fold["name"]))
+    labels = folds[0]["labels"]
     classes = len(labels)
     found = {(fold["seed"], fold["name"]) for fold in folds}
     seeds = sorted({seed for seed, _ in found})
@@ -230,7 +245,7 @@ def summarize(folds: Sequence[Fold], labels: Sequence[str], expected: Iterable[S
     over = _drawn_over(folds)
     summary: dict[str, Any] = {
         "protocol": folds[0]["protocol"],
-        "labels": list(labels),
+        "labels": labels,
         "seeds": seeds,
         "folds": names,
         "missing": missing,
@@ -243,6 +258,7 @@ def summarize(folds: Sequence[Fold], labels: Sequence[str], expected: Iterable[S
         },
         "models": {m: _model([f for f in folds if m in f["models"]], m, classes, over) for m in models},
         "differences": [],
+        "epochs": _epochs(folds),
     }
     for than, model in combinations(models, 2):
         both = [f for f in folds if model in f["models"] and than in f["models"]]
@@ -254,6 +270,19 @@ def summarize(folds: Sequence[Fold], labels: Sequence[str], expected: Iterable[S
             entry = {"model": model, "than": than, "ua": _percent(difference)}
             summary["differences"].append({**entry, "interval": [_percent(low), _percent(high)]})
     return summary
+
+
+def _epochs(folds: Sequence[Fold]) -> dict[str, dict[str, Any]]:
+    kept: dict[str, list[int]] = {}
+    for fold in folds:
+        for stage, epoch in fold.get("epochs", {}).items():
+            kept.setdefault(stage, []).append(epoch)
+    return {stage: {"kept": epochs, "median": int(np.median(epochs))} for stage, epochs in kept.items()}
+
+
+def fold_rates(fold: Fold, model: str) -> dict[str, Any]:
+    """``utterances``, ``wa`` and ``ua`` of one fold."""
+    return _rates(_matrix([fold], model, len(fold["labels"])))
 
 
 def _leakage(folds: Sequence[Fold]) -> str:
@@ -284,111 +313,26 @@ def _model(folds: Sequence[Fold], model: str, classes: int, over: str) -> dict[s
         "recall": [None if value is None else _percent(value) for value in recalls(matrix)],
         "confusion": matrix.tolist(),
         "validation_ua": _percent(float(np.mean(validation))) if validation else None,
+        "precisions": _precisions(folds, model, classes),
     }
 
 
-def comparability(summary: dict[str, Any], corpus_name: str) -> str:
-    """One sentence on whether the published figures may stand beside these; empty for another corpus than theirs."""
-    if corpus_name != PUBLISHED_CORPUS:
-        return ""
-    if set(summary["labels"]) != set(LABELS):
-        return (
-            f"not comparable: the published figures are of the classes {', '.join(LABELS)}, these of "
-            f"{', '.join(summary['labels'])}"
-        )
-    if summary["protocol"] != PUBLISHED_PROTOCOL:
-        return (
-            f"not comparable: the published figures are of {PUBLISHED_PROTOCOL}, which tests speakers that are also in "
-            f"training, these of {summary['protocol']}"
-        )
-    return (
-        f"same protocol as the published figures ({PUBLISHED_PROTOCOL}), though the order of the published list, and "
-        "so its test utterances, are not known, and the released training scripts print the best epoch on the test set"
-    )
+def _precisions(folds: Sequence[Fold], model: str, classes: int) -> dict[str, dict[str, Any]]:
+    """Agreement with float32 and UA of each precision, over the seeds of which every fold was scored in it."""
+    found = {}
+    for name in dict.fromkeys(p for fold in folds for p in fold.get("precisions", {}).get(model, {})):
+        lacking = {fold["seed"] for fold in folds if name not in fold.get("precisions", {}).get(model, {})}
+        whole = [fold for fold in folds if fold["seed"] not in lacking]
+        if not whole:
+            continue
+        low = [{**fold, "models": {model: fold["precisions"][model][name]}} for fold in whole]
+        seeds = sorted({fold["seed"] for fold in whole})
 
+        def ua(some: Sequence[Fold], seeds: Sequence[int] = seeds) -> float | None:
+            each = [_rates(_matrix([f for f in some if f["seed"] == s], model, classes))["ua"] for s in seeds]
+            return _mean(each)["mean"]
 
-def _plus_minus(rate: dict[str, float | None]) -> str:
-    return f"{rate['mean']:.2f}" + ("" if rate["std"] is None else f" ± {rate['std']:.2f}")
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + "."
-
-
-def _drawn(summary: dict[str, Any]) -> str:
-    b = summary["bootstrap"]
-    return f"{100 * b['level']:.0f} % interval of the UA over {b['count']} {b['over']}"
-
-
-def _seeds(summary: dict[str, Any]) -> str:
-    count = len(summary["seeds"])
-    return "1 seed" if count == 1 else f"{count} seeds (± is their standard deviation)"
-
-
-def ablation_table(summary: dict[str, Any], corpus_name: str) -> str:
-    """The models of a summary as Markdown, in percent, with the published figures where the corpus is theirs.
-
-    The sentences around the table name the protocol, shared speakers and missing folds: none is to be left out.
-    """
-    labels = summary["labels"]
-    lines = [f"{corpus_name}, {summary['protocol']}, {_seeds(summary)}; {_drawn(summary)}."]
-    if summary["leakage"]:
-        lines += ["", f"**{_sentence(summary['leakage'])}**"]
-    recall_heads = " | ".join(f"recall {label} %" for label in labels)
-    lines += ["", f"| model | WA % | UA % | interval | {recall_heads} |", "|" + "---|" * (4 + len(labels))]
-    for model, row in summary["models"].items():
-        recall = " | ".join("no utterances" if value is None else f"{value:.1f}" for value in row["recall"])
-        low, high = row["interval"]
-        lines.append(
-            f"| {MODELS.get(model, model)} | {_plus_minus(row['wa'])} | {_plus_minus(row['ua'])} "
-            f"| {low:.1f} .. {high:.1f} | {recall} |"
-        )
-    sentence = comparability(summary, corpus_name)
-    if sentence:
-        for model, figures in PUBLISHED.items():
-            if figures is not None:
-                lines.append(
-                    f"| {MODELS[model]}, published ({PUBLISHED_PROTOCOL}, shares speakers) | {figures['wa']:.2f} "
-                    f"| {figures['ua']:.2f} | |" + " |" * len(labels)
-                )
-        lines += ["", _sentence(sentence)]
-    if summary["missing"]:
-        lines += ["", f"Not there yet: {'; '.join(summary['missing'])}."]
-    return "\n".join(lines)
-
-
-def text_report(summary: dict[str, Any], title: str) -> str:
-    """The summary as a page of text for a terminal."""
-    labels = summary["labels"]
-    lines = [title, f"protocol {summary['protocol']}, {_seeds(summary)}; {_drawn(summary)}"]
-    if summary["leakage"]:
-        lines.append(summary["leakage"])
-    for model, row in summary["models"].items():
-        low, high = row["interval"]
-        lines += ["", MODELS.get(model, model)]
-        for seed, rates in row["per_seed"].items():
-            lines.append(f"  seed {seed:<10} WA {rates['wa']:6.2f} %   UA {rates['ua']:6.2f} %")
-        lines.append(
-            f"  {'mean':<15} WA {_plus_minus(row['wa'])} %   UA {_plus_minus(row['ua'])} %   ({low:.1f} .. {high:.1f})"
-        )
-        width = max(16, *map(len, row["per_fold"]))
-        lines.append(f"  {'fold':<{width}} utterances     WA %    UA %")
-        for name, rates in row["per_fold"].items():
-            lines.append(f"  {name:<{width}} {rates['utterances']:10d} {rates['wa']:8.2f} {rates['ua']:7.2f}")
-        cell = max(7, *(len(label) + 2 for label in labels))
-        added = ", all seeds added up" if len(summary["seeds"]) > 1 else ""
-        lines.append(f"  rows: truth, columns: answer{added}")
-        lines.append("  " + " " * cell + "".join(f"{label:>{cell}}" for label in labels) + "   recall")
-        for label, counts, recall in zip(labels, row["confusion"], row["recall"]):
-            end = "  none" if recall is None else f"{recall:6.1f} %"
-            lines.append(f"  {label:<{cell}}" + "".join(f"{count:>{cell}}" for count in counts) + f"  {end}")
-    if summary["differences"]:
-        lines += ["", "UA against UA on the same draws, in points"]
-    for d in summary["differences"]:
-        low, high = d["interval"]
-        clear = "" if low > 0 or high < 0 else ", which does not tell them apart"
-        pair = f"{MODELS.get(d['model'], d['model'])} less {MODELS.get(d['than'], d['than'])}"
-        lines.append(f"  {pair:<20} {d['ua']:+.2f} ({low:+.2f} .. {high:+.2f}){clear}")
-    if summary["missing"]:
-        lines += ["", f"not there yet: {'; '.join(summary['missing'])}"]
-    return "\n".join(lines)
+        rows = [np.array([row for fold in some for row in fold["models"][model]]) for some in (whole, low)]
+        rates = {"ua": ua(low), "float32_ua": ua(whole)}
+        found[name] = {**agreement(*rows), "protocol": folds[0]["protocol"], "seeds": seeds, **rates}
+    return found

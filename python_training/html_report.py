@@ -18,7 +18,8 @@ from avser_fast.inference.weights import write_bytes
 
 from . import charts
 from .charts import Cloud, Line
-from .run_folder import MODELS, PARTS, Series, Stage, read_folds, read_object, read_stages, summarize
+from .evaluation import MODELS, Fold, fold_rates, read_folds, summarize
+from .run_folder import PARTS, Series, Stage, flatten, read_object, read_stages
 
 DRAWN_POINTS = 800
 
@@ -35,21 +36,20 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     settings, environment = read_object(run / "settings.json"), read_object(run / "environment.json")
     stages = read_stages(run / "log.jsonl", run / "epochs.jsonl", str((settings or {}).get("stage", "")))
     folds = read_folds(run / "evaluation")
-    evaluations = [
-        summarize([fold for fold in folds if fold["protocol"] == protocol])
-        for protocol in sorted({fold["protocol"] for fold in folds})
-    ]
+    by_protocol = {p: [f for f in folds if f["protocol"] == p] for p in sorted({f["protocol"] for f in folds})}
+    evaluations = [summarize(some) for some in by_protocol.values()]
     labels = evaluations[0]["labels"] if evaluations else []
+    banner = _banner(folds)
     sections = [
         ("curves", "Curves", _curves(stages)),
         ("adversarial", "Health of the adversarial training", _health(stages)),
-        ("results", "Results", _results(evaluations)),
+        ("results", "Results", _results(evaluations, banner)),
         ("embeddings", "Embeddings before and after adaptation", _embeddings(run / "embeddings.npz", labels)),
-        ("folds", "Folds", _folds(evaluations)),
+        ("folds", "Folds", _folds(by_protocol)),
         ("settings", "Settings", _values(settings, "settings.json")),
         ("environment", "Environment", _values(environment, "environment.json")),
     ]
-    page = _page(_head(run, settings or {}, environment or {}, stages, evaluations), sections)
+    page = _page(_head(run, settings or {}, environment or {}, stages, evaluations, banner), sections)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, page.encode("utf-8", "replace"))  # half a surrogate pair in a name must not lose the report
     return out
@@ -290,12 +290,12 @@ def _epochs(numbers: Sequence[int]) -> str:
     return f"Epoch{'s' if len(set(numbers)) > 1 else ''} {text}"
 
 
-def _banner(evaluations: Sequence[dict[str, Any]]) -> str:
-    shared, folds = sum(e["shared"] for e in evaluations), sum(len(e["folds"]) for e in evaluations)
+def _banner(folds: Sequence[Fold]) -> str:
+    shared = sum(fold["shares_speakers"] for fold in folds)
     if not shared:
         return ""
     return (
-        f'<p class="banner" role="note"><strong>NOT speaker-independent:</strong> in {shared} of {folds} folds '
+        f'<p class="banner" role="note"><strong>NOT speaker-independent:</strong> in {shared} of {len(folds)} folds '
         "speakers of the test part were heard in training; these rates say nothing about speakers that are new.</p>"
     )
 
@@ -303,10 +303,10 @@ def _banner(evaluations: Sequence[dict[str, Any]]) -> str:
 NO_FOLDS = "This run has no folds (*-seed*.json) in evaluation, so there are no "
 
 
-def _results(evaluations: Sequence[dict[str, Any]]) -> str:
+def _results(evaluations: Sequence[dict[str, Any]], banner: str) -> str:
     if not evaluations:
         return _missing(NO_FOLDS + "rates and confusion matrices.")
-    parts = [_banner(evaluations)]
+    parts = [banner]
     for summary in evaluations:
         seeds, models = summary["seeds"], summary["models"]
         if len(evaluations) > 1:
@@ -318,14 +318,17 @@ def _results(evaluations: Sequence[dict[str, Any]]) -> str:
         rows = []
         for name, entry in models.items():
             for seed, rates in entry["per_seed"].items():
-                rows.append(
-                    [_model(name), f"seed {seed}", rates["utterances"], _rate(rates["wa"]), "", _rate(rates["ua"]), ""]
-                )
+                of_seed = [rates["utterances"], _rate(rates["wa"]), "", _rate(rates["ua"]), "", ""]
+                rows.append([_model(name), f"seed {seed}", *of_seed])
             means = [_rate(entry[rate][what]) for rate in ("wa", "ua") for what in ("mean", "std")]
-            rows.append([_model(name), "mean", "", *means])
+            rows.append([_model(name), "mean", "", *means, "{:.1f} .. {:.1f}".format(*entry["interval"])])
         parts.append("<h4>Rates, all folds of a seed pooled</h4>")
-        parts.append(_table(["model", "", "utterances", "WA\xa0%", "±", "UA\xa0%", "±"], rows, 2, "mean"))
-        parts.append("<p>±: sample standard deviation over seeds.</p>")
+        parts.append(_table(["model", "", "utterances", "WA\xa0%", "±", "UA\xa0%", "±", "interval"], rows, 2, "mean"))
+        drawn = summary["bootstrap"]
+        parts.append(
+            f"<p>±: sample standard deviation over seeds. Interval: {100 * drawn['level']:.0f} % of the UA, bootstrap "
+            f"over {drawn['count']} {drawn['over']}.</p>"
+        )
         parts.append(f"<h4>Recall of each class in percent{', seeds added up' if len(seeds) > 1 else ''}</h4>")
         recalls = [[_model(name), *map(_rate, entry["recall"])] for name, entry in models.items()]
         parts.append(_table(["model", *summary["labels"]], recalls, 1))
@@ -353,30 +356,24 @@ def _matrix(title: str, counts: Sequence[Sequence[int]], labels: Sequence[str]) 
     )
 
 
-def _listed(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value)) or "–"
-    return "–" if value is None else str(value)
-
-
-def _folds(evaluations: Sequence[dict[str, Any]]) -> str:
-    if not evaluations:
+def _folds(by_protocol: Mapping[str, Sequence[Fold]]) -> str:
+    if not by_protocol:
         return _missing(NO_FOLDS + "rates by fold.")
     parts = []
-    for summary in evaluations:
-        models = list(summary["models"])
+    for protocol, folds in by_protocol.items():
+        models = list(dict.fromkeys(name for fold in folds for name in fold["models"]))
         head = ["seed", "fold", "test", "validation", "speakers shared", "utterances"]
         head += [f"{_model(name)} {rate}\xa0%" for name in models for rate in ("WA", "UA")]
-        rows = [
-            [
-                fold["seed"], fold["name"], _listed(fold.get("test_of")), _listed(fold.get("validation_of")),
+        rows = []
+        for fold in folds:
+            rates = {name: fold_rates(fold, name) for name in fold["models"]}
+            rows.append([
+                fold["seed"], fold["name"], fold["test_of"], fold["validation_of"],
                 "yes" if fold["shares_speakers"] else "no", len(fold["truth"]),
-                *(_rate(fold["rates"].get(name, {}).get(rate)) for name in models for rate in ("wa", "ua")),
-            ]
-            for fold in summary["folds"]
-        ]  # fmt: skip
-        if len(evaluations) > 1:
-            parts.append(f"<h3>{_text(summary['protocol'])}</h3>")
+                *(_rate(rates.get(name, {}).get(rate)) for name in models for rate in ("wa", "ua")),
+            ])  # fmt: skip
+        if len(by_protocol) > 1:
+            parts.append(f"<h3>{_text(protocol)}</h3>")
         parts.append(_table(head, rows, 5))
     return "".join(parts)
 
@@ -459,17 +456,6 @@ def _picture(
     return _figure(title, chart, "", caption)
 
 
-def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, its keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for name, entry in value.items():
-        if isinstance(entry, Mapping) and entry:
-            flat.update(flatten(entry, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = entry
-    return flat
-
-
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -489,6 +475,7 @@ def _head(
     environment: Mapping[str, Any],
     stages: Mapping[str, Stage],
     evaluations: Sequence[dict[str, Any]],
+    banner: str,
 ) -> tuple[str, str]:
     """The page's title and the part above the sections: name, stage, corpus, banner and main figures."""
     name = str(settings.get("name") or run.resolve().name)
@@ -518,7 +505,7 @@ def _head(
     figures = "".join(
         f"<div><dt>{_text(what)}</dt><dd>{_text(value)}</dd><dd>{_text(more)}</dd></div>" for what, value, more in tiles
     )
-    head = f"<h1>{_text(name)}</h1><p>{' · '.join(facts)}</p>{_banner(evaluations)}"
+    head = f"<h1>{_text(name)}</h1><p>{' · '.join(facts)}</p>{banner}"
     return name, head + (f'<dl class="tiles">{figures}</dl>' if tiles else "")
 
 

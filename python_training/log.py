@@ -11,6 +11,8 @@ from typing import Any
 
 from avser_fast.inference.weights import write_bytes
 
+from .run_folder import read_lines
+
 #: Columns of ``log.csv``, in order; ``log.jsonl`` holds what there is of them.
 COLUMNS = (
     "stage",
@@ -26,22 +28,10 @@ COLUMNS = (
     "speech_accuracy",
     "face_accuracy",
     "domain_accuracy",
+    "bad_share",
     "gradient_norm",
     "seconds",
 )
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON Lines file; a last line that was cut off is left out."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
 
 
 class Lines:

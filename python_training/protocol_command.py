@@ -23,17 +23,21 @@ from typing import Any
 
 import torch
 
-from .crossval import write_json
+from avser_fast.config import ModelSpec
+
 from .data.corpus import Utterance
 from .data.prepared import PreparedCorpus
 from .distributed import Processes
-from .evaluation import Fold, ablation_table, fold_path, fold_result, read_folds, summarize, text_report, write_fold
+from .evaluation import MODELS, Fold, fold_path, fold_result, read_folds, summarize, write_fold
 from .html_report import write_report
 from .loop import TrainingError
+from .precisions import heard_clips, low_precisions
 from .protocols import RANDOM, Split, check_leakage, cross_corpus, map_labels, relabelled, splits
-from .run import Division, Options, check_stages, environment, shown_faces, train_stages
+from .run import Division, Options, check_stages, environment, shown_faces, taught, train_stages
+from .run_folder import write_json
 from .settings import Settings
-from .system import score
+from .system import System, halves, score
+from .tables import ablation_table, precision_table, text_report
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
 
@@ -52,7 +56,6 @@ class Task:
     out: Path
     options: Options
     device: str = "auto"
-    keep: bool = False
 
     @property
     def folder(self) -> Path:
@@ -62,7 +65,8 @@ class Task:
 def run_fold(task: Task, progress: Progress | None = None) -> Fold:
     """Train and test one fold and write its file; an interrupted one goes on where it was.
 
-    Faces of utterances under test are never shown, nor those of validation; those of a corpus apart are, all of them.
+    Faces of utterances under test are never shown, those of validation in a refit alone; those of a corpus apart are,
+    all of them.
     """
     speech = PreparedCorpus(task.speech)
     faces = None if task.faces is None else speech if task.faces == task.speech else PreparedCorpus(task.faces)
@@ -73,10 +77,11 @@ def run_fold(task: Task, progress: Progress | None = None) -> Fold:
     if task.target is not None:
         hidden = set(shown) - set(shown_faces(faces, target, range(len(target))))
         shown = [i for i in shown if i not in hidden]
+    division = Division(split.training, split.validation, shown)
     system, spec, fitted = train_stages(
         task.settings,
         speech,
-        Division(split.training, split.validation, shown),
+        division,
         task.stages,
         task.folder,
         seed=split.seed,
@@ -92,24 +97,45 @@ def run_fold(task: Task, progress: Progress | None = None) -> Fold:
         tested, rows = _tested(target, task.target_labels), [kept[i] for i in split.test]
     trained = set(task.stages)
     names = [m for m, s in (("mdscm", "mdscm"), ("avdal", "avdal"), ("fusion", "fusion")) if {s, "joint"} & trained]
-    models = {
-        name: score(system, name, target, rows, spec.front_end, spec.clip_rule, len(speech.labels)).softmax(1).tolist()
-        for name in names
-    }
+    models = _answers(system, spec, names, target, rows)
+    precisions = {}
+    if "mdscm" in names:
+        heard = heard_clips(speech, taught(division, task.settings, task.stages), spec)
+        tested_clips = heard_clips(target, rows, spec)
+        precisions["mdscm"] = low_precisions(spec, system.mdscm.state_dict(), heard, tested_clips)
     validation = {}
     for stage, model in (("mdscm", "mdscm"), ("avdal", "avdal"), ("fusion", "fusion"), ("joint", "fusion")):
         history = fitted[stage].history if stage in fitted else []
         picked = [r["validation_ua"] for r in history if r["epoch"] == fitted[stage].epoch and "validation_ua" in r]
         if picked:
             validation[model] = picked[0]
-    same = target is speech
-    fold = fold_result(split, speech.utterances, models, validation, target=None if same else tested)
-    fold["labels"] = list(speech.labels)
+    fold = fold_result(
+        split, speech.utterances, speech.labels, models, validation, target=None if target is speech else tested,
+        epochs={stage: kept.epoch for stage, kept in fitted.items()}, precisions=precisions,
+    )  # fmt: skip
     write_fold(fold, task.out / "evaluation")
-    if not task.keep:
-        for path in task.folder.glob("*.pt"):
-            path.unlink()
+    for path in task.folder.glob("*.pt"):
+        path.unlink()
     return fold
+
+
+def _answers(
+    system: System, spec: ModelSpec, names: Sequence[str], target: PreparedCorpus, rows: Sequence[int]
+) -> dict[str, list[list[float]]]:
+    """Probabilities by each of the models ``names``, and by each path of an MDSCM with two."""
+
+    def probabilities(model: str) -> list[list[float]]:
+        logits = score(system, model, target, rows, spec.front_end, spec.clip_rule, len(spec.labels))
+        return logits.softmax(1).tolist()
+
+    models = {name: probabilities(name) for name in names}
+    if "mdscm" in names:
+        whole = {name: value.clone() for name, value in system.mdscm.state_dict().items()}
+        for path, weights in halves(whole, spec.network).items():
+            system.mdscm.load_state_dict(weights)
+            models[path] = probabilities("mdscm")
+        system.mdscm.load_state_dict(whole)
+    return models
 
 
 def _tested(target: PreparedCorpus, labels: Mapping[int, int]) -> list[Utterance]:
@@ -267,7 +293,7 @@ def evaluate_protocol(
                 run_fold(task, progress)
             except TrainingError as error:
                 raise ValueError(f"{task.split.name}, seed {task.split.seed}: {error}") from error
-    summary = summarize(read_folds(out / "evaluation"), speech.labels, chosen)
+    summary = summarize(read_folds(out / "evaluation"), chosen)
     write_json(summary, out / "summary.json")
     first = tasks[0].folder
     for name in ("log.jsonl", "epochs.jsonl", "embeddings.npz"):
@@ -279,4 +305,8 @@ def evaluate_protocol(
 
 def show(summary: dict[str, Any], title: str, corpus_name: str) -> str:
     """The summary for a terminal, with the table of the ablation."""
-    return "\n".join((text_report(summary, title), "", ablation_table(summary, corpus_name)))
+    parts = [text_report(summary, title), ablation_table(summary, corpus_name)]
+    for model, row in summary["models"].items():
+        if row["precisions"]:
+            parts.append(f"{MODELS[model]} in each precision:\n\n{precision_table(row['precisions'])}")
+    return "\n\n".join(parts)

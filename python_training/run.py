@@ -25,11 +25,11 @@ import avser_fast
 from avser_fast.config import EncoderSpec, ModelSpec, SystemSpec
 from avser_fast.inference.weights import write_avre, write_bytes, write_model, write_system
 
-from .crossval import write_json
 from .data.prepared import PreparedCorpus
 from .distributed import Processes
 from .log import RunLog
 from .loop import Fitted, Stop, fit, save_atomically
+from .run_folder import write_json
 from .settings import STAGES, Settings
 from .stages import Data, embeddings, stage_of
 from .system import System, measured_front_end
@@ -45,6 +45,12 @@ class Division:
     training: Sequence[int]
     validation: Sequence[int] = ()
     faces: Sequence[int] = ()
+
+
+def taught(division: Division, settings: Settings, stages: Sequence[str]) -> list[int]:
+    """The utterances that some of the stages learnt from: those of validation too, where one refits."""
+    refits = any(settings.of_stage(name).refit for name in stages)
+    return sorted({*division.training, *(division.validation if refits else ())})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +138,7 @@ def train_stages(
     seed: int = 0,
     faces: PreparedCorpus | None = None,
     processes: Processes | None = None,
+    epochs: int | None = None,
     options: Options | None = None,
     stop: Stop | None = None,
     progress: Callable[[str, int, int, Mapping[str, Any]], None] | None = None,
@@ -139,7 +146,8 @@ def train_stages(
     """Train ``stages`` in order and return the networks, their spec and how each stage ended.
 
     ``folder`` is that of the run.  With ``options.resume`` finished stages found there are read, and the one that was
-    interrupted goes on.  Raises Stopped when ``stop`` is asked for, TrainingError and ValueError in one sentence.
+    interrupted goes on.  ``epochs`` ends the schedule of every stage early.  Raises Stopped when ``stop`` is asked for,
+    TrainingError and ValueError in one sentence.
     """
     processes, options = processes or Processes(), options or Options()
     check_stages(stages)
@@ -149,7 +157,8 @@ def train_stages(
         )
     folder.mkdir(parents=True, exist_ok=True)
     data_asked = _fingerprint(speech, faces, division)
-    asked = json.loads(json.dumps({**settings.to_dict(), "stages": list(stages), "seed": seed, "data": data_asked}))
+    asked = {**settings.to_dict(), "stages": list(stages), "seed": seed, "epochs": epochs, "data": data_asked}
+    asked = json.loads(json.dumps(asked))
     mark = folder / "settings.json"
     if options.resume and mark.exists():
         known = json.loads(mark.read_text(encoding="utf-8"))
@@ -193,7 +202,9 @@ def train_stages(
                 continue
             if name == "avdal" and processes.first and faces is not None:
                 _keep_embeddings(folder, "before", system, data, settings)
-            fitted[name] = _stage(name, system, settings, data, folder, seed, processes, options, log, stop, progress)
+            fitted[name] = _stage(
+                name, system, settings, data, folder, seed, epochs, processes, options, log, stop, progress
+            )
             if processes.first:
                 if name in ("avdal", "joint") and faces is not None:
                     _keep_embeddings(folder, "after", system, data, settings)
@@ -214,6 +225,7 @@ def _stage(
     data: Data,
     folder: Path,
     seed: int,
+    epochs: int | None,
     processes: Processes,
     options: Options,
     log: RunLog,
@@ -235,17 +247,13 @@ def _stage(
         saved = torch.load(picked, weights_only=True)
         first = Fitted(saved["epoch"], saved["history"])
     else:
-        first = fit(stage, recipe, log=log, checkpoint=checkpoint, **common)
+        first = fit(stage, recipe, log=log, epochs=epochs, checkpoint=checkpoint, **common)
         if refits and processes.first:
             save_atomically({"epoch": first.epoch, "history": first.history}, picked)
             checkpoint.unlink(missing_ok=True)
     if refits:
         system.load_state_dict(before)
-        whole = Data(
-            data.speech, [*data.training, *data.validation], (), data.front_end, data.faces, data.face_training,
-            data.skip_bad,
-        )  # fmt: skip
-        again = stage_of(name, system, settings, whole, processes, seed)
+        again = stage_of(name, system, settings, data.with_validation(), processes, seed)
         quiet = RunLog(None)
         fit(again, recipe, log=quiet, epochs=first.epoch, checkpoint=folder / f"checkpoint-{name}-refit.pt", **common)
     return first

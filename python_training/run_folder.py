@@ -1,20 +1,20 @@
-"""What a run's folder holds: settings, logged steps and epochs, folds and their figures."""
+"""What a run's folder holds beside its folds: settings, logged steps and epochs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .metrics import confusion_matrix, unweighted_accuracy, weighted_accuracy
+from avser_fast.inference.weights import write_bytes
+
+from .settings import STAGES
 
 PARTS = ("settings.json", "environment.json", "log.jsonl", "epochs.jsonl", "embeddings.npz", "evaluation")
-STAGES = ("mdscm", "avdal", "fusion", "joint")
-MODELS = {"mdscm": "MDSCM", "avdal": "AVDAL", "fusion": "Fusion"}
 LOGGED = (
     "loss", "speech_loss", "face_loss", "domain_loss", "lambda", "lr",
     "speech_accuracy", "face_accuracy", "domain_accuracy", "gradient_ratio",
@@ -59,7 +59,23 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, its keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for name, entry in value.items():
+        if isinstance(entry, Mapping) and entry:
+            flat.update(flatten(entry, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = entry
+    return flat
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write ``path`` whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file; a last line that is still being written is left out."""
     if not path.exists():
         return []
@@ -119,7 +135,7 @@ def _series(path: Path, rows: Sequence[dict[str, Any]], keys: Iterable[str], x_k
 
 def read_stages(log: Path, epochs: Path, default: str) -> dict[str, Stage]:
     """What both files say, by stage; lines without a stage belong to ``default``."""
-    logged, scored = _read_lines(log), _read_lines(epochs)
+    logged, scored = read_lines(log), read_lines(epochs)
     by_stage: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
     for which, rows in enumerate((logged, scored)):
         for row in rows:
@@ -150,96 +166,3 @@ def _warnings(path: Path, rows: Sequence[dict[str, Any]]) -> list[tuple[int, flo
         epoch = int(float(row["epoch"]))
         found[epoch] = [(epoch, float(row.get("step") or 0), str(text)) for text in warnings]
     return [warning for epoch in sorted(found) for warning in found[epoch]]
-
-
-def read_folds(folder: Path) -> list[dict[str, Any]]:
-    """The folds of an evaluation, each checked: as many probabilities as truths, all finite, classes that exist."""
-    folds = []
-    for path in sorted(folder.glob("*-seed*.json")) if folder.exists() else []:
-        fold = read_object(path) or {}
-        needed = ("protocol", "seed", "name", "shares_speakers", "truth", "models", "labels")
-        missing = [name for name in needed if name not in fold]
-        if missing:
-            raise ValueError(f"{path}: expected {', '.join(needed)}, got none of {', '.join(missing)}")
-        if not (
-            isinstance(fold["models"], dict) and isinstance(fold["truth"], list) and isinstance(fold["labels"], list)
-        ):
-            raise ValueError(f"{path}: expected an object as models and lists as truth and labels, got others")
-        classes, truth = len(fold["labels"]), fold["truth"]
-        if any(type(t) is not int or not 0 <= t < classes for t in truth):
-            raise ValueError(f"{path}: expected truths from 0 to {classes - 1}, got others")
-        fold["models"] = {name: value for name, value in fold["models"].items() if value is not None}
-        for name, rows in fold["models"].items():
-            try:
-                scores = np.array(rows, dtype=np.float64).reshape(-1, classes) if rows else np.zeros((0, classes))
-            except (TypeError, ValueError):
-                scores = np.full((0, classes), np.nan)
-            if len(scores) != len(truth) or len(rows) != len(truth) or not np.isfinite(scores).all():
-                raise ValueError(
-                    f"{path}: {name}: expected {classes} finite probabilities for each of {len(truth)} utterances, "
-                    "got others"
-                )
-            fold["models"][name] = scores.argmax(1).tolist() if len(scores) else []
-        folds.append({**fold, "id": path.stem.rpartition("-seed")[0]})
-    for fold in folds:
-        first = next(other for other in folds if other["protocol"] == fold["protocol"])
-        if fold["labels"] != first["labels"]:
-            raise ValueError(f"{folder}: {fold['name']}: expected the labels of {first['name']}, got others")
-    return folds
-
-
-def summarize(folds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Rates in percent of the folds of one protocol, for each model: pooled per seed, their mean and sample deviation.
-
-    ``confusion`` adds the seeds up (rows: truth), ``recall`` is its diagonal by row, None for a class that never
-    occurs.  ``missing`` names folds that some seed or model lacks.
-    """
-    labels, seeds = folds[0]["labels"], sorted({fold["seed"] for fold in folds})
-    models = [name for name in MODELS if any(name in fold["models"] for fold in folds)]
-    models += sorted({name for fold in folds for name in fold["models"]} - set(models))
-
-    def matrix(name: str, some: Sequence[dict[str, Any]]) -> np.ndarray:
-        pairs = [(t, p) for fold in some if name in fold["models"] for t, p in zip(fold["truth"], fold["models"][name])]
-        return confusion_matrix([t for t, _ in pairs], [p for _, p in pairs], len(labels))
-
-    def rates(counts: np.ndarray) -> dict[str, float | None]:
-        some = counts.sum() > 0
-        return {
-            "wa": 100 * weighted_accuracy(counts) if some else None,
-            "ua": 100 * unweighted_accuracy(counts) if some else None,
-            "utterances": int(counts.sum()),
-        }
-
-    summary: dict[str, Any] = {
-        "protocol": folds[0]["protocol"],
-        "labels": labels,
-        "seeds": seeds,
-        "shared": sum(bool(fold["shares_speakers"]) for fold in folds),
-        "models": {},
-        "folds": [
-            {**fold, "rates": {name: rates(matrix(name, [fold])) for name in models if name in fold["models"]}}
-            for fold in sorted(folds, key=lambda fold: (fold["seed"], str(fold["name"])))
-        ],
-    }
-    ids = sorted({fold["id"] for fold in folds})
-    there = {(fold["id"], fold["seed"]): fold["models"] for fold in folds}
-    summary["missing"] = [
-        f"{i}, seed {s}" for i in ids for s in seeds if any(name not in there.get((i, s), {}) for name in models)
-    ]
-    for name in models:
-        counts = matrix(name, folds)
-        per_seed = {s: rates(matrix(name, [fold for fold in folds if fold["seed"] == s])) for s in seeds}
-        present = counts.sum(1)
-        entry: dict[str, Any] = {
-            "per_seed": per_seed,
-            "confusion": counts.tolist(),
-            "recall": [100 * counts[k, k] / present[k] if present[k] else None for k in range(len(labels))],
-        }
-        for rate in ("wa", "ua"):
-            values = [value for r in per_seed.values() if (value := r[rate]) is not None]
-            entry[rate] = {
-                "mean": float(np.mean(values)) if values else None,
-                "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-            }
-        summary["models"][name] = entry
-    return summary

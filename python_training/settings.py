@@ -174,7 +174,7 @@ class FrontEndRecipe:
             raise ConfigError(f"zero: expected 'mean' or 'quiet', got {self.zero!r}")
 
     def front_end(self) -> FrontEnd:
-        """The front end; 0 and 1 stand for mean and std until ``FeatureSet.measured_front_end`` fills them in."""
+        """The front end; 0 and 1 stand for mean and std until ``system.measured_front_end`` fills them in."""
         measured = self.normalization == "global"
         return FrontEnd(
             mel_bands=self.mel_bands,

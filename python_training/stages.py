@@ -27,6 +27,11 @@ from .system import System, fused_logits, score, utterance_clips
 Parts = dict[str, Tensor]
 
 
+def _bad_share(batch: Batch) -> Tensor:
+    """Share of the rows in which another sample stands in for one that cannot be used."""
+    return batch.skipped.float().mean()
+
+
 def _right(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.detach().argmax(1) == labels).float().mean()
 
@@ -50,7 +55,8 @@ class MDSCMModule(_Module):
         self.mdscm = system.mdscm
 
     def forward(self, batch: Batch, schedule: Mapping[str, float]) -> tuple[Tensor, Parts]:
-        return speech_loss(self, self.mdscm, batch)
+        loss, parts = speech_loss(self, self.mdscm, batch)
+        return loss, {**parts, "bad_share": _bad_share(batch)}
 
 
 def speech_loss(module: _Module, mdscm: MDSCM, batch: Batch, heard: ClipOutput | None = None) -> tuple[Tensor, Parts]:
@@ -140,6 +146,7 @@ class AVDALModule(_Module):
             "speech_accuracy": _right(of_speech, batch.labels),
             "face_accuracy": _right(of_faces, batch.face_labels),
             "domain_accuracy": 0.5 * (spoken.mean() + (face_domain.detach() > 0).float().mean()),
+            "bad_share": _bad_share(batch),
         }
         features, _ = split(output.features)
         return Losses(emotions, reversed_, parts, features, speech)
@@ -213,6 +220,15 @@ class Data:
         self.faces, self.face_training = faces, list(face_training)
         self.skip_bad = skip_bad
 
+    def with_validation(self) -> Data:
+        """The validation utterances among the training ones, for a refit: their speech, and their faces where both are
+        of one corpus."""
+        faces = set(self.face_training)
+        if self.faces is not None and self.faces.manifest_sha256 == self.speech.manifest_sha256:
+            faces |= set(self.validation) & set(self.faces.with_face)
+        training = [*self.training, *self.validation]
+        return Data(self.speech, training, (), self.front_end, self.faces, sorted(faces), self.skip_bad)
+
 
 class SpeechStage:
     """A stage on batches of speech, with faces or without: ``mdscm``, ``avdal`` and ``joint``."""
@@ -221,7 +237,6 @@ class SpeechStage:
         recipe = settings.of_stage(name)
         self.name, self.system, self.settings, self.data = name, system, settings, data
         self.processes, self.seed = processes, seed
-        self.skipped = 0
         labels = [data.speech.utterances[i].label for i in data.training]
         classes = len(data.speech.labels)
         weights = class_weights(labels, classes, recipe.class_weights)
@@ -269,9 +284,7 @@ class SpeechStage:
             return
         workers = self.settings.batches.workers
         rank, world = self.processes.rank, self.processes.world
-        for batch in batches(self.plan, self.samples, first=first, last=last, workers=workers, rank=rank, world=world):
-            self.skipped += int(batch.skipped.sum())
-            yield batch
+        yield from batches(self.plan, self.samples, first=first, last=last, workers=workers, rank=rank, world=world)
 
     def facts(self, step: int, total: int) -> dict[str, float]:
         if self.name == "mdscm":
@@ -283,9 +296,8 @@ class SpeechStage:
         return validate(self.system, model, self.data, self.settings, self.processes)
 
     def inspect(self, step: int, means: Mapping[str, float]) -> dict[str, Any]:
-        skipped = self.processes.total(torch.tensor(self.skipped, device=self.processes.device))
-        found: dict[str, Any] = {"skipped": int(skipped)}
-        self.skipped = 0
+        rows = self.plan.batch_size * self.plan.steps_per_epoch
+        found: dict[str, Any] = {"skipped": round(means["bad_share"] * rows)}
         if self.name != "mdscm":
             found["probe_accuracy"] = self.probe()
             found["gradient_ratio"] = self.gradient_ratio(step, means["lambda"])

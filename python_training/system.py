@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -73,6 +73,19 @@ def fused_logits(fusion: Fusion, features: Tensor, scores: Tensor, valid: Tensor
         parts = (x[rows[-1]][votes].unflatten(0, (len(votes), count)) for x in (features, scores))
         fused.append(fusion(*parts).fused)
     return torch.cat(fused)[torch.cat(rows).argsort()]
+
+
+def halves(state: Mapping[str, Tensor], network: config.MDSCM) -> dict[str, dict[str, Tensor]]:
+    """Weights of the same MDSCM answering from one of its two paths alone (``stages.speech_loss``): ``convolutions``
+    and ``statistics``; empty without a statistics path."""
+    if not network.statistics:
+        return {}
+    width, doubled = network.pooled_width, 2.0 * state["head.weight"]
+    nothing = torch.zeros_like(doubled)
+    return {
+        "convolutions": {**state, "head.weight": torch.cat((doubled[:, :width], nothing[:, width:]), dim=1)},
+        "statistics": {**state, "head.weight": torch.cat((nothing[:, :width], doubled[:, width:]), dim=1)},
+    }
 
 
 def utterance_clips(values: np.ndarray, front_end: FrontEnd, rule: config.ClipRule) -> tuple[Tensor, Tensor]:

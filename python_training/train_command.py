@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from .data.corpus import Utterance
+from .progress import Bars
 from .settings import STAGES, Settings
 
 
@@ -49,52 +50,26 @@ def held_out(utterances: Sequence[Utterance], names: Sequence[str]) -> list[int]
     return [i for i, u in enumerate(utterances) if u.speaker in names]
 
 
-class StageBars:
-    """One progress bar for each stage; hidden where ``quiet`` or where nobody watches."""
-
-    def __init__(self, stack: ExitStack, quiet: bool):
-        self._stack, self._quiet = stack, quiet
-        self._bars: dict[str, Any] = {}
-
-    def __call__(self, stage: str, done: int, total: int, record: Mapping[str, Any]) -> None:
-        from tqdm import tqdm
-
-        if stage not in self._bars:
-            hidden = True if self._quiet else None  # None: tqdm's own "off unless a terminal"
-            bar = tqdm(total=total, desc=stage, unit="step", disable=hidden, file=sys.stderr)
-            self._bars[stage] = self._stack.enter_context(bar)
-        bar = self._bars[stage]
-        if done < bar.n:  # the refit begins again
-            bar.reset(total)
-        bar.update(done - bar.n)
-        shown = {"loss": f"{record['loss']:.3f}"}
-        for name, title in (("domain_accuracy", "domain"), ("validation_ua", "val UA")):
-            if record.get(name) is not None:
-                shown[title] = f"{100 * record[name]:.0f}%"
-        bar.set_postfix(shown, refresh=False)
-
-
 def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces: Any, options: Any) -> int:
     """The stages of a recipe on a prepared corpus, in a run folder."""
     from .distributed import processes
     from .html_report import write_report
     from .loop import Stopped, stop_on_sigterm
-    from .run import Division, shown_faces, train_stages, write_models
+    from .run import Division, shown_faces, taught, train_stages, write_models
 
     stages = stages_of(arguments.stages, settings)
     utterances = speech.utterances
     validation = held_out(utterances, arguments.validation)
     training = sorted(set(speech.with_speech) - set(validation))
-    shown = shown_faces(faces, speech, validation, training)
+    division = Division(training, validation, shown_faces(faces, speech, validation, training))
     with ExitStack() as stack:
         joined = stack.enter_context(processes(arguments.device))
         stop = stack.enter_context(stop_on_sigterm())
-        bars = StageBars(stack, arguments.quiet)
         try:
             system, spec, fitted = train_stages(
                 settings,
                 speech,
-                Division(training, validation, shown),
+                division,
                 stages,
                 arguments.out,
                 seed=arguments.seed,
@@ -102,7 +77,7 @@ def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces:
                 processes=joined,
                 options=options,
                 stop=stop,
-                progress=bars,
+                progress=Bars(stack, arguments.quiet, "step"),
             )
         except Stopped:
             if joined.first:
@@ -119,12 +94,10 @@ def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces:
                 print(f"{name}: epoch {result.epoch} of {len(result.history)} kept{scored}")
                 for warning in result.history[-1].get("warnings", []) if result.history else []:
                     print(f"  warning: {warning}")
-            refit = any(settings.of_stage(name).refit for name in stages)
-            taught = {*training, *(validation if refit else ())}
             card = {
                 "data": {"corpus": speech.name, "manifest_sha256": speech.manifest_sha256},
                 "protocol": {
-                    "training_speakers": sorted({utterances[i].speaker for i in taught}),
+                    "training_speakers": sorted({utterances[i].speaker for i in taught(division, settings, stages)}),
                     "validation_speakers": list(arguments.validation),
                     "stages": stages,
                     "seed": arguments.seed,

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from python_training.data.feature_set import FeatureSet
+from python_training.data import PreparedCorpus
 
 SPEAKERS = ("03", "08", "10", "12")
 
 
-def two_per_class(corpus: FeatureSet) -> FeatureSet:
-    """Two utterances per class of four speakers."""
-    chosen: set[str] = set()
-    for speaker in SPEAKERS:
+def two_per_class(corpus: PreparedCorpus, speakers: Sequence[str] = SPEAKERS) -> list[int]:
+    """Items of two utterances per class of some speakers."""
+    chosen: list[int] = []
+    for speaker in speakers:
         for label in range(4):
-            chosen |= {u.key for u in [u for u in corpus.utterances if (u.speaker, u.label) == (speaker, label)][:2]}
-    return corpus.subset(lambda u: u.key in chosen)
+            chosen += [i for i, u in enumerate(corpus.utterances) if (u.speaker, u.label) == (speaker, label)][:2]
+    return sorted(chosen)
 
 
 #: Changes that make ``avdal-small`` train in a second.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -28,12 +29,12 @@ from python_training import loop
 from python_training.__main__ import main
 from python_training.data import PreparedCorpus
 from python_training.data.batches import SampleError, Samples
-from python_training.data.feature_set import FeatureSet
+from python_training.distributed import Processes
 from python_training.health import linear_probe, warnings_of
-from python_training.log import read_lines
 from python_training.loop import Stop, Stopped, TrainingError
 from python_training.losses import class_weights, domain_loss, emotion_loss, learning_rate, reversal_lambda
 from python_training.run import Division, Options, shown_faces, train_stages, write_models
+from python_training.run_folder import read_lines
 from python_training.settings import Adversarial, Optimisation, Settings, load_settings
 from python_training.stages import Data, stage_of
 from python_training.system import System, measured_front_end, score
@@ -213,6 +214,35 @@ def test_refit_trains_again_on_everybody(settings: Settings, artificial: Prepare
     assert not same(system, once) and fitted["mdscm"].epoch >= 2
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_refit_sees_the_validation_utterances(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path, paired: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their speech and, being of one corpus with the others, their faces."""
+    parts = division(artificial)
+    seen: list[tuple[set[int], set[int]]] = []
+    original = Samples.__getitem__
+
+    def get(self: Samples, draw: Any) -> Any:
+        seen.append(({draw.speech}, {draw.face}))
+        return original(self, draw)
+
+    monkeypatch.setattr(Samples, "__getitem__", get)
+    again = dataclasses.replace(
+        settings,
+        avdal=dataclasses.replace(settings.avdal, refit=True, epochs=6),
+        batches=dataclasses.replace(settings.batches, paired=paired),
+    )
+    system, spec = System(again), measured_front_end(artificial, parts.training, again)
+    first = Data(artificial, parts.training, parts.validation, spec, artificial, parts.faces)
+    for data, expected in ((first, set(parts.training)), (first.with_validation(), set(range(len(artificial))))):
+        seen.clear()
+        stage = stage_of("avdal", system, again, data, Processes(), 3)
+        list(stage.batches(0, 6 * stage.steps_per_epoch))
+        speech, faces = (set.union(*(s[k] for s in seen)) for k in (0, 1))
+        assert speech == faces == expected
+
+
 # Interruptions
 
 
@@ -348,7 +378,22 @@ def test_bad_samples_are_named_or_counted(
     with pytest.raises(SampleError, match=f"{key}: expected a sample that can be read, got OSError"):
         run(settings, artificial, tmp_path / "a", ["mdscm"])
     run(settings, artificial, tmp_path / "b", ["mdscm"], skip_bad=True)
-    assert sum(e["skipped"] for e in read_lines(tmp_path / "b" / "epochs.jsonl")) >= 1
+    counted = [e["skipped"] for e in read_lines(tmp_path / "b" / "epochs.jsonl")]
+    assert sum(counted) >= 2 and sum(counted) == round(
+        sum(6 * r["bad_share"] for r in read_lines(tmp_path / "b" / "log.jsonl"))
+    )
+    # A run that is stopped after every step counts the same: the sums are part of the checkpoint.
+    stop = Stop()
+
+    def progress(*_: Any) -> None:
+        stop.asked = True
+
+    for _ in range(6):
+        stop.asked = False
+        with contextlib.suppress(Stopped):
+            options = {"skip_bad": True, "resume": True, "stop": stop, "progress": progress}
+            run(settings, artificial, tmp_path / "c", ["mdscm"], **options)
+    assert [e["skipped"] for e in read_lines(tmp_path / "c" / "epochs.jsonl")] == counted
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(settings: Settings, artificial: PreparedCorpus, tmp_path: Path) -> None:
@@ -475,8 +520,12 @@ def test_warnings_say_what_is_wrong() -> None:
 def test_the_front_end_is_measured_on_training_utterances_alone(prepared_emodb: PreparedCorpus) -> None:
     recipe = load_settings("mdscm-small")
     chosen = [i for i, u in enumerate(prepared_emodb.utterances) if u.speaker != "03"]
-    features = FeatureSet.of(prepared_emodb, recipe.front_end.front_end()).subset(lambda u: u.speaker != "03")
-    assert measured_front_end(prepared_emodb, chosen, recipe) == features.measured_front_end()
+    front_end = measured_front_end(prepared_emodb, chosen, recipe)
+    features = prepared_emodb.features(front_end)
+    heard = np.concatenate([np.asarray(features[i], np.float64).reshape(3, -1) for i in chosen], axis=1)
+    np.testing.assert_allclose(front_end.mean, heard.mean(1), atol=6e-5)
+    np.testing.assert_allclose(front_end.std, heard.std(1), atol=6e-5)
+    assert front_end != measured_front_end(prepared_emodb, prepared_emodb.with_speech, recipe)
 
 
 def test_scores_are_those_of_single_utterances(settings: Settings, artificial: PreparedCorpus) -> None:

@@ -139,9 +139,9 @@ def test_wrong_resnet18_arguments_are_named() -> None:
         _engine.ResNet18(tensors, precision="int8")
     with pytest.raises(ConfigError, match=r"precision: expected float32, bf16 or int8, got 'half'"):
         _engine.ResNet18(tensors, precision="half")
-    with pytest.raises(ModelError, match=r"body\.blocks\.7\.conv2\.weight: expected a tensor of shape"):
+    with pytest.raises(ModelError, match=r"^ResNet18: body\.blocks\.7\.conv2\.weight: expected a tensor of shape"):
         _engine.ResNet18({k: v for k, v in tensors.items() if k != "body.blocks.7.conv2.weight"})
-    with pytest.raises(ModelError, match=r"extra: expected a tensor of this network"):
+    with pytest.raises(ModelError, match=r"^ResNet18: extra: expected a tensor of this network"):
         _engine.ResNet18({**tensors, "extra": np.zeros(1, np.float32)})
     engine = _engine.ResNet18(tensors)
     with pytest.raises(InputError, match=r"clips: expected shape \(B, L, 1, height, width\), got \(1, 1, 2, 8, 8\)"):
@@ -191,7 +191,7 @@ def test_fusion_on_every_instruction_set(tmp_path: Path) -> None:
 
 def test_wrong_fusion_arguments_are_named() -> None:
     tensors = arrays_of(nn.Fusion(features=6))
-    with pytest.raises(ModelError, match=r"feature_branch\.lstm\.weight_ih_l0: expected shape \(512, 1280\)"):
+    with pytest.raises(ModelError, match=r"^Fusion: feature_branch\.lstm\.weight_ih_l0: expected shape \(512, 1280\)"):
         _engine.Fusion(tensors)
     engine = _engine.Fusion(tensors, features=6)
     with pytest.raises(InputError, match=r"features: expected shape \(B, L, 6\), got \(1, 2, 5\)"):

@@ -28,6 +28,7 @@ from benchmarks import (
     compare,
     conftest,
     goals,
+    gpu_engine,
     gpu_training,
     harness,
     macs,
@@ -386,6 +387,16 @@ def test_the_page_of_results_comes_from_the_files() -> None:
     assert page == render.details(), "run `python -m benchmarks.render`"
 
 
+def test_the_readme_comes_from_the_files() -> None:
+    text = (render.ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == render.rendered(text), "run `python -m benchmarks.render`"
+    notes = render.NOTES.read_text(encoding="utf-8")
+    assert notes == render.rendered_notes(notes), "run `python -m benchmarks.render`"
+    assert render.choices_table(render.SPEED) == "Not measured yet."
+    assert render.default_ua(render.SPEED) == "UA not measured yet"
+    assert render.accuracy_table(render.SPEED) == "Not measured yet."
+
+
 def test_the_chart_is_drawn(results: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from benchmarks import chart
@@ -414,3 +425,17 @@ def test_a_wrong_gradient_keeps_a_training_step_out_of_the_table() -> None:
         training.check_gradients({**found, name: -found[name]}, exact)
     with pytest.raises(AssertionError, match="expected gradients of"):
         training.check_gradients({n: v for n, v in found.items() if n != name}, exact)
+
+
+def test_goals_of_the_engine_on_a_gpu_where_contenders_are_missing() -> None:
+    assert {v["measured"] for v in gpu_engine.goals({"cases": []}, 1).values()} == {None}
+    times = {gpu_engine.OURS: {"median_ms": 0.05}, gpu_engine.COMPILED: {"median_ms": 0.2}}
+    many = {gpu_engine.OURS: {"median_ms": 1.0}}
+    content = {
+        "ceilings": {"bf16_tflops": 500.0},
+        "cases": [{"utterances": 1, "times": times}, {"utterances": 205, "times": many}],
+    }
+    found = {name: v["measured"] for name, v in gpu_engine.goals(content, 100_000_000).items()}
+    assert found["one utterance, us"] == 50.0 and found["one utterance over torch.compile"] == 4.0
+    assert found["1025 clips, clips/s"] == 1_025_000 and found["1025 clips over torch.compile"] is None
+    assert found["1025 clips, share of the bf16 ceiling"] == pytest.approx(0.41)

@@ -122,7 +122,8 @@ def test_failed(run: Any, tmp_path: Path, model: str) -> None:
     )
     assert "avser-fast convert MODEL --precision int8 --calibrate DIR" in err
     code, _, err = run("infer", SPEECH[0], "--model", model, "--precision", "fp8")
-    assert code == 1 and "precision: expected 'auto', 'float32', 'bf16' or 'int8', got 'fp8'" in err
+    sentence = "precision: expected 'auto', 'float32', 'bf16' or 'int8' with backend 'engine', got 'fp8'"
+    assert code == 1 and sentence in err
     code, _, err = run("infer", SPEECH[0], "--model", model, "--output", str(tmp_path / "no" / "x.json"))
     assert code == 1 and "No such file or directory" in err and err.rstrip().endswith("/no/x.json'")
 

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import soundfile
 from safetensors.numpy import save
+from sanitizers import link_concurrent
 
 import avser_fast
 from avser_fast import _engine, config
@@ -622,6 +623,45 @@ def test_the_example_refuses_in_one_sentence(
         assert found.returncode == 1 and found.stderr == refusal(path) + "\n"
     assert "found no such file" in classify(tmp_path / "no.safetensors", good).stderr
     assert classify(DEFAULT).returncode == 2
+
+
+@pytest.mark.slow
+def test_many_callers_at_once_get_the_bits_of_one(installed: Path, tmp_path: Path) -> None:
+    """Models and training ops, with executors of one to four threads, on the same weights and inputs."""
+    program = link_concurrent("c++", installed / "build" / "libavser.a", tmp_path / "concurrent")
+    done = run(program, DEFAULT, "6", "2")
+    assert done.returncode == 0, done.stderr
+    assert len(set(done.stdout.splitlines())) > 40
+
+
+@pytest.mark.slow
+def test_another_architecture_has_the_bits_of_the_scalar_kernels(
+    installed: Path, emodb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library cross-compiled for 64-bit ARM and run in an emulator: the example, every precision, training ops."""
+    compiler = "aarch64-linux-gnu-g++"
+    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    if shutil.which(compiler) is None or emulator is None:
+        pytest.skip(f"needs {compiler} and qemu-aarch64 (Debian: g++-aarch64-linux-gnu, qemu-user)")
+    target = ["CMAKE_SYSTEM_NAME=Linux", "CMAKE_SYSTEM_PROCESSOR=aarch64", f"CMAKE_CXX_COMPILER={compiler}"]
+    build(ROOT, tmp_path / "build", "AVSER_PYTHON=OFF", *target)
+    done = run("cmake", "--install", tmp_path / "build", "--prefix", tmp_path / "prefix")
+    assert done.returncode == 0, done.stderr
+    static = "CMAKE_EXE_LINKER_FLAGS=-static"  # the emulator finds no libraries of ARM
+    build(ROOT / "examples" / "cpp", tmp_path / "example", f"CMAKE_PREFIX_PATH={tmp_path / 'prefix'}", static, *target)
+    there = link_concurrent(compiler, tmp_path / "build" / "libavser.a", tmp_path / "there", "-static")
+    here = link_concurrent("c++", installed / "build" / "libavser.a", tmp_path / "here")
+    pcm, rate = soundfile.read(sorted(emodb.glob("*.flac"))[0], dtype="int16")
+    wav = tmp_path / "speech.wav"
+    soundfile.write(wav, pcm, rate)
+    monkeypatch.setenv("AVSER_FAST_CPU_ISA", "scalar")
+    for ours, theirs, arguments in (
+        (installed / "example" / "classify", tmp_path / "example" / "classify", [DEFAULT, wav]),
+        (here, there, [DEFAULT, "0", "0"]),
+    ):
+        expected, found = run(ours, *arguments), run(emulator, theirs, *arguments)
+        assert expected.returncode == 0 and found.returncode == 0, expected.stderr + found.stderr
+        assert found.stdout == expected.stdout
 
 
 def test_cmake_refuses_unknown_instruction_sets(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -103,8 +104,8 @@ def spec_json(network: MDSCM) -> str:
     return json.dumps({"network": dataclasses.asdict(network)})
 
 
-def make_engine(network: MDSCM, tensors: Tensors) -> Any:
-    return _engine.Engine(spec_json(network), tensors, poison=True)
+def make_engine(network: MDSCM, tensors: Tensors, **options: str) -> Any:
+    return _engine.Engine(spec_json(network), tensors, poison=True, **options)
 
 
 def random_clips(network: MDSCM, batch: int, count: int, seed: int = 0) -> np.ndarray:
@@ -358,6 +359,54 @@ def test_empty_batches(shape: tuple[int, int]) -> None:
     assert features.shape == (*shape, SMALL.features) and logits.shape == (*shape, 4)
 
 
+@pytest.mark.parametrize("member", [SMALL, MDSCM(statistics=3, clip_frames=64, blocks=(16,), encoder_layers=0)])
+def test_no_clips_have_the_shape_of_some(member: MDSCM) -> None:
+    tensors = random_tensors(member)
+    for stem in make_engine(member, tensors).stems():
+        engine = make_engine(member, tensors, stop_after=stem)
+        some, none = engine.forward(random_clips(member, 2, 3)), engine.forward(random_clips(member, 2, 0))
+        assert none.shape == (2, 0, *some.shape[2:]), stem
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_fork_beside_busy_threads() -> None:
+    """The child has no thread that would give back a lock, and goes on all the same."""
+    engine, clips = make_engine(SMALL, random_tensors(SMALL)), random_clips(SMALL, 1, 3)
+    expected, stop = engine.forward(clips), threading.Event()
+
+    def call() -> None:
+        while not stop.is_set():
+            engine.forward(clips[:, :1])
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(20):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(30)
+                same = all(np.array_equal(a, e) for a, e in zip(engine.forward(clips, threads=2), expected))
+                os._exit(0 if same else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("value", [-1e-3, np.nan])
+def test_a_variance_below_zero_is_named(precision: str, value: float) -> None:
+    tensors = random_tensors(SMALL)
+    name = "body.blocks.0.norm2.running_var"
+    tensors[name] = tensors[name].copy()
+    tensors[name][3] = value
+    with pytest.raises(ModelError, match=f"^Engine: {name}: expected variances of at least 0, got {value:g}$"):
+        make_engine(SMALL, tensors, precision=precision)
+
+
 def test_wrong_tensors_are_named() -> None:
     tensors = random_tensors(SMALL)
 
@@ -393,6 +442,10 @@ def test_wrong_tensors_are_named() -> None:
         ('{"labels": []}', "spec_json: expected the JSON form of a ModelSpec with a 'network', got"),
         ('{"network": {"classes": 0}}', "network.classes: expected at least 1, got 0"),
         ('{"network": {"classes": "4"}}', "network.classes: expected an integer, got '4'"),
+        (
+            '{"network": {"clip_frames": 4611686018427387904}}',
+            "network.clip_frames: expected maps of at most 268435456",
+        ),
         ('{"network": {"stem": 3}}', "network.stem: expected a list of integers, got 3"),
         ('{"network": {"stem": []}}', "network.stem: expected one or more widths, got none"),
         ('{"network": {"blocks": [8, -1]}}', "network.blocks: expected at least 1, got -1"),
@@ -408,6 +461,27 @@ def test_wrong_configurations_are_named(text: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         _engine.Engine(text, {})
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ({"clip_frames": 6710887, "stem": (1,), "blocks": (1,), "encoder_layers": 0}, 6710887 * 40),
+        ({"clip_frames": 1677721, "stem": (16,), "blocks": (2,), "encoder_layers": 0}, 838861 * 20 * 16),
+        ({"clip_frames": 1677760, "stem": (2,), "blocks": (16,), "encoder_layers": 0}, 838880 * 20 * 16),
+        ({"clip_frames": 16384 * 16 + 1, "mel_bands": 1}, 16385**2),
+        ({"clip_frames": 2**31 - 1, "in_channels": 2**31 - 1, "mel_bands": 2**31 - 1}, (2**31 - 1) ** 3),
+    ],
+)
+def test_maps_without_end_are_refused(changes: dict[str, Any], most: int) -> None:
+    """A configuration whose maps no memory holds is one sentence, in Python and in C++."""
+    with pytest.raises(ConfigError, match=f"clip_frames: expected maps of at most 268435456 values, got {most}$"):
+        MDSCM(**changes)
+    with pytest.raises(ConfigError) as caught:
+        _engine.Engine(json.dumps({"network": changes}), {})
+    words, got = str(caught.value).rsplit(" ", 1)
+    assert words == "Engine: network.clip_frames: expected maps of at most 268435456 values, got one of"
+    assert float(got) == pytest.approx(most, rel=1e-5)
 
 
 def test_wrong_inputs_are_named() -> None:

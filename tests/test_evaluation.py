@@ -13,15 +13,7 @@ import numpy as np
 import pytest
 
 from python_training.data.corpus import LABELS, Utterance
-from python_training.evaluation import (
-    ablation_table,
-    fold_path,
-    fold_result,
-    read_folds,
-    summarize,
-    text_report,
-    write_fold,
-)
+from python_training.evaluation import fold_path, fold_result, read_folds, summarize, write_fold
 from python_training.metrics import (
     bootstrap_interval,
     confusion_matrix,
@@ -31,6 +23,7 @@ from python_training.metrics import (
     weighted_accuracy,
 )
 from python_training.protocols import PROTOCOLS, splits
+from python_training.tables import ablation_table, precision_table, text_report
 
 RANDOM, SESSION, SPEAKER = PROTOCOLS
 
@@ -65,7 +58,7 @@ def make_folds(protocol: str, seeds: list[int], quality: dict[str, float]) -> li
         generator = np.random.default_rng([split.seed, len(folds)])
         truth = [UTTERANCES[i].label for i in split.test]
         models = {model: one_hot(answers(generator, truth, right)) for model, right in quality.items()}
-        folds.append(fold_result(split, UTTERANCES, models, dict.fromkeys(quality, 0.5)))
+        folds.append(fold_result(split, UTTERANCES, LABELS, models, dict.fromkeys(quality, 0.5)))
     return folds
 
 
@@ -226,9 +219,12 @@ def test_a_speaker_named_like_a_path_stays_in_the_folder(tmp_path: Path) -> None
         ({"truth": [0]}, "expected truth of 20 utterances, got 1"),
         ({"truth": [4] * 20}, "expected truths from 0 to 3, got 4"),
         ({"models": {}}, "expected tested utterances and models, got 20 and 0"),
-        ({"models": {"mdscm": [[0.5, 0.5, float("nan"), 0.0]] * 20}}, "expected mdscm to have a row of finite "),
-        ({"models": {"mdscm": [["a"]] * 20}}, "expected mdscm to have a row of finite probabilities per utterance"),
-        ({"models": {"mdscm": [[1.0] * 4] * 20, "fusion": [[1.0] * 3] * 20}}, r"same number of classes, got \[3, 4\]"),
+        ({"models": {"mdscm": [[0.5, 0.5, float("nan"), 0.0]] * 20}}, "expected mdscm to have 4 finite "),
+        ({"models": {"mdscm": [["a"]] * 20}}, "expected mdscm to have 4 finite probabilities per utterance"),
+        (
+            {"models": {"mdscm": [[1.0] * 4] * 20, "fusion": [[1.0] * 3] * 20}},
+            "expected fusion to have 4 finite probabilities",
+        ),
         ({"seed": None}, "expected seed to be a int, got None"),
     ],
 )
@@ -254,7 +250,7 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("protocol", [SESSION, SPEAKER])
 def test_rates_are_those_of_the_pooled_predictions(protocol: str) -> None:
     folds = make_folds(protocol, [0, 1, 2], QUALITY)
-    summary = json.loads(json.dumps(summarize(folds, LABELS), allow_nan=False))
+    summary = json.loads(json.dumps(summarize(folds), allow_nan=False))
     assert list(summary["models"]) == ["mdscm", "avdal", "fusion"] and summary["seeds"] == [0, 1, 2]
     assert summary["missing"] == [] and summary["leakage"] == ""
     total = np.zeros((4, 4), dtype=int)
@@ -282,7 +278,7 @@ def test_rates_are_those_of_the_pooled_predictions(protocol: str) -> None:
 
 
 def test_differences_between_models() -> None:
-    summary = summarize(make_folds(SPEAKER, [0, 1], QUALITY), LABELS)
+    summary = summarize(make_folds(SPEAKER, [0, 1], QUALITY))
     pairs = {(d["model"], d["than"]): d for d in summary["differences"]}
     assert list(pairs) == [("avdal", "mdscm"), ("fusion", "mdscm"), ("fusion", "avdal")]
     ua = {model: row["ua"]["mean"] for model, row in summary["models"].items()}
@@ -295,17 +291,17 @@ def test_differences_between_models() -> None:
 def test_few_or_unknown_speakers_leave_the_bootstrap_to_utterances() -> None:
     folds = make_folds(SPEAKER, [0, 1], QUALITY)
     few = [f for f in folds if f["speakers"][0] < "Ses04M"]
-    assert summarize(few, LABELS)["bootstrap"]["over"] == "utterances"
-    assert summarize(few, LABELS)["bootstrap"]["count"] == 140
+    assert summarize(few)["bootstrap"]["over"] == "utterances"
+    assert summarize(few)["bootstrap"]["count"] == 140
     folds[0]["speakers"][0] = ""
-    assert summarize(folds, LABELS)["bootstrap"]["over"] == "utterances"
+    assert summarize(folds)["bootstrap"]["over"] == "utterances"
 
 
 def test_more_seeds_do_not_make_an_interval_narrower() -> None:
     """The same answers three times are no more utterances."""
     folds = [f for f in make_folds(SPEAKER, [0], QUALITY) if f["speakers"][0] < "Ses04M"]
-    once = summarize(folds, LABELS)
-    thrice = summarize([{**f, "seed": seed} for f in folds for seed in range(3)], LABELS)
+    once = summarize(folds)
+    thrice = summarize([{**f, "seed": seed} for f in folds for seed in range(3)])
     for model, row in once["models"].items():
         assert thrice["models"][model]["interval"] == pytest.approx(row["interval"], abs=0.5)
         assert row["interval"][1] - row["interval"][0] > 5
@@ -317,10 +313,10 @@ def test_missing_folds_are_named() -> None:
     wanted = splits(UTTERANCES, SESSION, [0, 1, 2])
     left = [f for f in folds if (f["seed"], f["name"]) != (1, "session-Ses02") and f["name"] != "session-Ses05"]
     del left[0]["models"]["fusion"]
-    summary = summarize(left, LABELS)
+    summary = summarize(left)
     assert summary["missing"] == ["seed 1, session-Ses02", "seed 0, session-Ses01 (fusion)"]
     assert "session-Ses05" not in summary["models"]["mdscm"]["per_fold"]
-    assert summarize(left, LABELS, wanted)["missing"] == [
+    assert summarize(left, wanted)["missing"] == [
         "seed 0, session-Ses05",
         "seed 1, session-Ses02",
         "seed 1, session-Ses05",
@@ -335,7 +331,7 @@ def test_a_class_that_is_never_tested() -> None:
     folds = make_folds(SPEAKER, [0], {"mdscm": 0.7})
     for fold in folds:
         fold["truth"] = [2 if label == 3 else label for label in fold["truth"]]
-    summary = summarize(folds, LABELS)
+    summary = summarize(folds)
     assert summary["models"]["mdscm"]["recall"][3] is None
     assert "| no utterances |" in ablation_table(summary, "iemocap") and "none" in text_report(summary, "t")
 
@@ -351,9 +347,46 @@ def test_folds_that_do_not_belong_together() -> None:
         ([*folds, folds[0]], f"seed 0: expected every utterance to be tested once, got {folds[0]['keys'][0]} twice"),
     ):
         with pytest.raises(ValueError, match=message):
-            summarize(wrong, LABELS)
-    with pytest.raises(ValueError, match="fold speakerSes01F, seed 0: expected probabilities of 3 classes, got 4"):
-        summarize(folds, LABELS[:3])
+            summarize(wrong)
+    folds[1]["labels"] = ["a", "b", "c", "d"]
+    with pytest.raises(ValueError, match="fold speakerSes01M, seed 0: expected the classes ang, .*, got a, b, c, d"):
+        summarize(folds)
+
+
+def test_precisions_are_compared_where_a_seed_measured_all_of_them() -> None:
+    folds = make_folds(SPEAKER, [0, 1], {"mdscm": 0.7})
+    assert summarize(folds)["models"]["mdscm"]["precisions"] == {}
+    assert precision_table({}) == "bf16 and int8 were not measured under this protocol."
+    assert precision_table({"int8": {"calibration": {}}}).startswith("bf16 and int8 were not measured")
+    wrong = 0
+    for fold in folds:
+        whole = np.array(fold["models"]["mdscm"])
+        turned = np.roll(whole, 1, axis=1)  # another answer for every utterance of one fold in five
+        low = turned if fold["name"] in ("speakerSes01F", "speakerSes03M") else whole
+        wrong += len(low) if low is turned else 0
+        fold["precisions"] = {"mdscm": {"bf16": whole.tolist(), "int8": low.tolist()}}
+    summary = summarize(folds)
+    model = summary["models"]["mdscm"]
+    bf16, int8 = model["precisions"]["bf16"], model["precisions"]["int8"]
+    assert (bf16["agreement"], bf16["utterances"], bf16["largest_difference"]) == (1.0, 400, 0.0)
+    assert bf16["ua"] == bf16["float32_ua"] == int8["float32_ua"] == model["ua"]["mean"]
+    assert int8["agreement"] == pytest.approx(1 - wrong / 400) and int8["largest_difference"] == pytest.approx(0.7)
+    assert int8["ua"] < bf16["ua"] - 5 and (bf16["protocol"], bf16["seeds"]) == (SPEAKER, [0, 1])
+    table = precision_table(model["precisions"]).splitlines()
+    assert table[2].startswith(f"| float32 | {model['ua']['mean']:.1f} | 100.0 |") and table[-1] == "Seeds: 0, 1."
+    assert table[4] == f"| int8 | {int8['ua']:.1f} | {100 - wrong / 4:.1f} | 0.7000 |"
+    del folds[-1]["precisions"]
+    assert summarize(folds)["models"]["mdscm"]["precisions"]["bf16"]["seeds"] == [0], "seed 1 lacks a fold"
+    folds[0]["precisions"]["mdscm"]["int8"][0] = [float("nan")] * 4
+    with pytest.raises(ValueError, match="speakerSes01F, seed 0: expected mdscm in int8 to have 4 finite prob"):
+        summarize(folds)
+
+
+def test_kept_epochs_and_their_median() -> None:
+    folds = make_folds(SPEAKER, [0], {"mdscm": 0.7})
+    for epoch, fold in enumerate(folds, start=21):
+        fold["epochs"] = {"mdscm": epoch}
+    assert summarize(folds)["epochs"] == {"mdscm": {"kept": list(range(21, 31)), "median": 25}}
 
 
 # What is shown.
@@ -362,33 +395,33 @@ SHARED = "NOT speaker-independent: 10 of 10 test speakers are also in training (
 
 
 def test_shared_speakers_are_said_in_every_output() -> None:
-    summary = summarize(make_folds(RANDOM, [0], QUALITY), LABELS)
+    summary = summarize(make_folds(RANDOM, [0], QUALITY))
     assert summary["leakage"] == SHARED
-    two = summarize(make_folds(RANDOM, [0, 1], QUALITY), LABELS)["leakage"]
+    two = summarize(make_folds(RANDOM, [0, 1], QUALITY))["leakage"]
     assert two == f"{SHARED}; {SHARED.replace('10 of 10', '9 of 9')}", "seed 1 tests nine speakers"
     assert SHARED in text_report(summary, "t")
     assert all(SHARED in ablation_table(summary, name) for name in ("iemocap", "other"))
     folds = make_folds(RANDOM, [0], QUALITY)
     del folds[0]["leakage"]  # a fold that does not say how many
-    assert summarize(folds, LABELS)["leakage"] == (
+    assert summarize(folds)["leakage"] == (
         "NOT speaker-independent: test speakers are also in training (protocol random-80-20)"
     )
 
 
 def test_published_figures_stand_only_beside_their_corpus_and_name_their_protocol() -> None:
-    independent = summarize(make_folds(SPEAKER, [0, 1], QUALITY), LABELS)
+    independent = summarize(make_folds(SPEAKER, [0, 1], QUALITY))
     table = ablation_table(independent, "iemocap")
     assert "| fusion, published (random-80-20, shares speakers) | 72.43 | 73.22 |" in table
     assert "Not comparable: the published figures are of random-80-20" in table
     assert "72.43" not in ablation_table(independent, "emodb4") and "published" not in text_report(independent, "t")
-    same = ablation_table(summarize(make_folds(RANDOM, [0], QUALITY), LABELS), "iemocap")
+    same = ablation_table(summarize(make_folds(RANDOM, [0], QUALITY)), "iemocap")
     assert "72.43" in same and "Not comparable" not in same and "Same protocol as the published figures" in same
-    renamed = {**summarize(make_folds(RANDOM, [0], QUALITY), LABELS), "labels": ["a", "b", "c", "d"]}
+    renamed = {**summarize(make_folds(RANDOM, [0], QUALITY)), "labels": ["a", "b", "c", "d"]}
     assert "Not comparable: the published figures are of the classes" in ablation_table(renamed, "iemocap")
 
 
 def test_the_table_is_markdown_with_a_row_per_model() -> None:
-    summary = summarize(make_folds(SPEAKER, [0, 1], QUALITY), LABELS)
+    summary = summarize(make_folds(SPEAKER, [0, 1], QUALITY))
     rows = [line for line in ablation_table(summary, "iemocap").splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in rows}) == 1
     assert [row.split(" |")[0] for row in rows] == [
@@ -398,11 +431,11 @@ def test_the_table_is_markdown_with_a_row_per_model() -> None:
     row = summary["models"]["fusion"]
     assert f"| {row['wa']['mean']:.2f} ± {row['wa']['std']:.2f} |" in rows[4]
     assert f"| {row['interval'][0]:.1f} .. {row['interval'][1]:.1f} |" in rows[4]
-    assert "±" not in ablation_table(summarize(make_folds(SPEAKER, [0], QUALITY), LABELS), "iemocap")
+    assert "±" not in ablation_table(summarize(make_folds(SPEAKER, [0], QUALITY)), "iemocap")
 
 
 def test_the_page_for_a_terminal() -> None:
-    summary = summarize(make_folds(SESSION, [0, 1], QUALITY), LABELS)
+    summary = summarize(make_folds(SESSION, [0, 1], QUALITY))
     text = text_report(summary, "IEMOCAP-like")
     assert text.startswith(
         "IEMOCAP-like\nprotocol leave-one-session-out, 2 seeds (± is their standard deviation); "
@@ -413,7 +446,5 @@ def test_the_page_for_a_terminal() -> None:
     alike = make_folds(SESSION, [0, 1], {"mdscm": 0.6})
     for fold in alike:
         fold["models"]["fusion"] = fold["models"]["mdscm"]
-    assert re.search(
-        r"fusion less MDSCM .*, which does not tell them apart", text_report(summarize(alike, LABELS), "t")
-    )
+    assert re.search(r"fusion less MDSCM .*, which does not tell them apart", text_report(summarize(alike), "t"))
     assert max(map(len, text.splitlines())) <= 120

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from avser_fast import reference
+from avser_fast import _engine, reference
+from avser_fast.config import ClipRule, EncoderSpec
 from avser_fast.errors import ConfigError
 
 
@@ -78,6 +79,18 @@ def test_clips_hold_the_frames_that_the_table_names() -> None:
 
 
 def test_errors() -> None:
+    for clips, frames, words in (
+        (5, 2**28 + 1, "clip_frames: expected 1..268435456, got 268435457"),
+        (5, 2**26, "clips: expected at most 4 of 67108864 frames, got 5"),
+        (2**62, 2**27, "clips: expected at most 2 of 134217728 frames, got 4611686018427387904"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            _engine.clip_table(10, clips, frames, "published")
+    with pytest.raises(ConfigError, match=r"clip_frames: expected 1\.\.268435456, got 268435457"):
+        ClipRule(clip_frames=2**28 + 1)
+    with pytest.raises(ConfigError, match=r"clip_rule\.clip_frames: expected maps of at most 268435456 values, got"):
+        EncoderSpec(clip_rule=ClipRule(clip_frames=419431))
+    assert EncoderSpec(clip_rule=ClipRule(clip_frames=419430)).clip_rule.clip_frames == 419430
     with pytest.raises(ConfigError, match="rule: expected one of"):
         reference.clip_table(10, 5, 224, "middle")
     with pytest.raises(ConfigError, match="clips: expected at least 1"):

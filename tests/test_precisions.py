@@ -309,6 +309,25 @@ def test_int8_has_no_number_for_a_weight_that_is_not_finite(name: str, value: fl
         make(SMALL, tensors, "int8", ranges)
 
 
+def test_sums_that_do_not_fit_32_bits_are_refused() -> None:
+    """255 times 127 fits 66,311 times."""
+    tiny = MDSCM(mel_bands=2, clip_frames=2, stem=(2,), blocks=(2,), attention_reduction=1, encoder_heads=1,
+                 encoder_layers=1, encoder_ff=66312)  # fmt: skip
+    name = "body.encoder.0.ff2.weight"
+    tensors = random_tensors(tiny)
+    ranges = make(tiny, tensors, "float32", None).calibrate(random_clips(tiny, 1, 2))
+    make(tiny, tensors, "int8", ranges)
+    ranges["temporal_attention.0.hidden"] = np.array([[0.0], [1.0]], np.float32).repeat(66312, 1)
+    tensors[name] = np.ones_like(tensors[name])
+    make(tiny, tensors, "bf16", None)
+    with pytest.raises(
+        ModelError, match=f"^Engine: {name}: expected rows whose sums of int8 products fit 32 bits, got"
+    ):
+        make(tiny, tensors, "int8", ranges)
+    tensors[name][:, 0] = 0
+    make(tiny, tensors, "int8", ranges)
+
+
 def test_what_cannot_be_calibrated_is_named() -> None:
     tensors, clips = random_tensors(SMALL), random_clips(SMALL, 2, 2)
     engine = make(SMALL, tensors, "float32", None)

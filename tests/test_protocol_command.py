@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -228,12 +230,16 @@ def test_an_interruption_ends_all_jobs(artificial: PreparedCorpus, tmp_path: Pat
     command = [sys.executable, "-m", "python_training", "evaluate", "--dataset", str(artificial.folder), *SET]
     command += ["--config", "avdal-small", "--set", "optimisation.epochs=100000", "--stages", "mdscm", "--quiet"]
     command += ["--protocol", "leave-one-speaker-out", "--jobs", "2", "--out", str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 90
-    while len(list(tmp_path.glob("*/epochs.jsonl"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(sent)
-    _, err = process.communicate(timeout=30)  # the workers hold standard error open: it ends with the last of them
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 90
+        while len(list(tmp_path.glob("*/epochs.jsonl"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=90)  # the workers hold standard error open: it ends with the last of them
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # nobody is left where the test passes
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 128 + sent, err
     assert ("goes on from what is finished" in err) == (sent == signal.SIGINT)
 

@@ -14,7 +14,7 @@ import pkgutil
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,13 @@ import torch
 from torch import Tensor
 from training_cases import PUBLISHED, WIDE, Case, head, layer, loss
 
+from avser_fast import nn
+from avser_fast.config import ModelSpec
 from avser_fast.errors import BackendError
-from avser_fast.ops import backends
+from avser_fast.inference.backends import float32_products
+from avser_fast.inference.triton_backend import narrow
+from avser_fast.inference.weights import read_any
+from avser_fast.ops import backends, stems
 
 triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(backends.INTERPRETED, reason="the interpreter compiles nothing")
@@ -158,8 +163,8 @@ def gradients(case: Case, arguments: list[Any], outputs: Any) -> list[Any]:
     return [outputs, *arguments]
 
 
-def launches(case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
-    """Everything that the case's op and its backward launch."""
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """Filled by every launch from now on, which does nothing else."""
     found: list[Launch] = []
 
     def record(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
@@ -169,6 +174,12 @@ def launches(case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) ->
     for module in modules():
         if hasattr(module, "launch"):
             monkeypatch.setattr(module, "launch", record)
+    return found
+
+
+def launches(case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """Everything that the case's op and its backward launch."""
+    found = recorded(monkeypatch)
     arguments = meta(case, dtype)
     outputs = getattr(kernels, case.stem)(*arguments)
     getattr(kernels, f"{case.stem}_backward")(*gradients(case, arguments, outputs))
@@ -218,6 +229,35 @@ def test_compiles_ahead_of_time(
     if once:
         found = list({full_name(launch.kernel): launch for launch in found}.values())
     for launch in found:
+        check(launch, capability, capsys)
+
+
+@pytest.mark.parametrize(("precision", "capability"), [("tf32", 90), ("bf16", 80)], ids=lambda value: str(value))
+def test_inference_compiles_ahead_of_time(
+    precision: str, capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What one utterance of the default model launches in eval mode, with the inputs' real sizes."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_DUMP_PTXAS_LOG", "1")
+    found = recorded(monkeypatch)
+    spec, _, _, _ = read_any("default")
+    assert isinstance(spec, ModelSpec)
+    with torch.device("meta"):
+        model = nn.MDSCM(spec.network, backend="triton").eval()
+        clips = torch.empty(1, 4, spec.network.in_channels, spec.network.clip_frames, spec.network.mel_bands)
+    if precision == "bf16":
+        narrow(model.body, torch.bfloat16)
+    # Tensors without memory stand for those of a GPU: the ops reach the kernels instead of their fake kernels.
+    monkeypatch.setitem(backends.TABLE, "triton", replace(backends.TABLE["triton"], devices=("meta",)))
+    monkeypatch.setattr(stems, "_ops", kernels)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: False)  # there is none for them to ask for
+    with torch.inference_mode(), float32_products("tf32" if precision == "tf32" else "ieee"):
+        assert model(clips).clip_logits.shape == (1, 4, spec.network.classes)
+    assert len(found) >= 10
+    assert {dict(launch.constants).get("PRECISION", precision) for launch in found} == {
+        precision, "ieee" if precision == "bf16" else "tf32"
+    }  # fmt: skip
+    for launch in dict.fromkeys(found):
         check(launch, capability, capsys)
 
 

@@ -332,14 +332,15 @@ def load(
     name_or_path: a shipped name (``default``) or a safetensors file written by this project: an MDSCM, an audio-visual
     encoder (``write_avre``) or a whole system (``write_system``, ``import_av4ser``).
     device: ``cpu``, ``cuda`` or ``cuda:1``; ``auto`` is the CPU.
-    precision: ``float32``, ``bf16`` or ``int8`` on the engine, ``float32`` on the reference.  ``int8`` needs a file
-    with calibrated ranges (``avser-fast convert``) and is never automatic.  ``auto`` is bf16 where the CPU has
-    instructions for it and the model's card shows that it decides as float32 does on at least 99 % of utterances, else
-    float32; ``info()`` and ``EmotionResult.backend`` say which ran.  Encoders and systems run in float32, or in bf16
-    where it is asked for.
-    threads: of the engine; None takes as many as the process may use.  Nothing outside this model changes.
-    backend: ``engine`` (no torch) or ``reference`` (plain PyTorch); ``auto`` is the engine on the CPU, the reference on
-    a GPU.
+    precision: ``float32``, ``bf16`` or ``int8`` on the engine, ``float32``, ``tf32``, ``bf16`` or ``fp16`` on the
+    Triton kernels, ``float32`` on the reference.  ``int8`` needs a file with calibrated ranges (``avser-fast convert``)
+    and is never automatic.  ``auto`` is bf16 where the processor has instructions for it and the model's card shows
+    that it decides as float32 does on at least 99 % of utterances, else float32; ``info()`` and
+    ``EmotionResult.backend`` say which ran.  Encoders and systems run in float32 unless another is asked for.
+    threads: of the engine, and of the front end before the Triton kernels; None takes as many as the process may use.
+    Nothing outside this model changes.
+    backend: ``engine`` (CPU, no torch), ``triton`` (GPU) or ``reference`` (plain PyTorch, both); ``auto`` is the engine
+    on the CPU, the Triton kernels on a GPU, never the reference.
 
     Raises ModelError for a file that cannot be used, BackendError for what this machine or version does not have.
     """

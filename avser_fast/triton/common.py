@@ -59,7 +59,7 @@ def power(n: int, least: int = 16, most: int = 1 << 30) -> int:
 
 def precision(x: Tensor) -> str:
     """How products of float32 run: tf32 where torch's setting for matrix products allows it."""
-    return "tf32" if x.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest" else "ieee"
+    return "tf32" if x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def rows(x: Tensor) -> Tensor:
@@ -174,6 +174,15 @@ def affine_gradient(grad, x, mean, scale, shift, NORM: tl.constexpr, RELU: tl.co
         return grad * scale, grad * (x - mean), grad
     else:
         return grad, grad, grad
+
+
+@triton.jit
+def load_output_terms(grad_mean, grad_var, y_mean, channel, inside, AXIS: tl.constexpr):
+    """What ``output_gradient`` has of a block of channels, with a new axis."""
+    grad_mean = tl.load(grad_mean + channel, mask=inside, other=0.0)
+    grad_var = tl.load(grad_var + channel, mask=inside, other=0.0)
+    y_mean = tl.load(y_mean + channel, mask=inside, other=0.0)
+    return tl.expand_dims(grad_mean, AXIS), tl.expand_dims(grad_var, AXIS), tl.expand_dims(y_mean, AXIS)
 
 
 @triton.jit

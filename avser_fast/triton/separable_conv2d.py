@@ -20,6 +20,7 @@ from .common import (
     dot,
     launch,
     load_norm,
+    load_output_terms,
     merge_statistics,
     narrow,
     new_map,
@@ -102,9 +103,7 @@ def input_kernel(
     for start in range(0, OUT, BLOCK_K):
         out = start + tl.arange(0, BLOCK_K)
         inside = out < OUT
-        gm = tl.load(grad_mean + out, mask=inside, other=0.0)[None, :]
-        gv = tl.load(grad_var + out, mask=inside, other=0.0)[None, :]
-        ym = tl.load(y_mean + out, mask=inside, other=0.0)[None, :]
+        gm, gv, ym = load_output_terms(grad_mean, grad_var, y_mean, out, inside, 0)
         at = line[:, None] * OUT + out[None, :]
         g = output_gradient(grad, y, at, there & inside[None, :], gm, gv, ym, inverse_count)
         mask = inside[:, None] & (channel < C)[None, :]
@@ -126,9 +125,7 @@ def pointwise_kernel(
     out = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     channel = tl.program_id(2) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = out < OUT
-    gm = tl.load(grad_mean + out, mask=inside, other=0.0)[:, None]
-    gv = tl.load(grad_var + out, mask=inside, other=0.0)[:, None]
-    ym = tl.load(y_mean + out, mask=inside, other=0.0)[:, None]
+    gm, gv, ym = load_output_terms(grad_mean, grad_var, y_mean, out, inside, 1)
     line = tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for step in range(0, steps):

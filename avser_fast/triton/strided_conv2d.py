@@ -19,6 +19,7 @@ from .common import (
     dot,
     launch,
     load_norm,
+    load_output_terms,
     merge_statistics,
     narrow,
     new_map,
@@ -145,9 +146,7 @@ def input_kernel(
         ho = a[:, None] + p * (1 - i)
         wo = b[:, None] + q * (1 - j)
         mask = there[:, None] & known[None, :] & (ho < HO) & (wo < WO)
-        gm = tl.load(grad_mean + out, mask=known, other=0.0)[None, :]
-        gv = tl.load(grad_var + out, mask=known, other=0.0)[None, :]
-        ym = tl.load(y_mean + out, mask=known, other=0.0)[None, :]
+        gm, gv, ym = load_output_terms(grad_mean, grad_var, y_mean, out, known, 0)
         at = (((n - n0)[:, None] * HO + ho) * WO + wo) * OUT + out[None, :]
         left = output_gradient(grad, y, at, mask, gm, gv, ym, inverse_count)
         if TAPS == 9:
@@ -184,9 +183,7 @@ def weight_kernel(
     out = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     start = tl.program_id(2) * BLOCK_N
     inside = out < OUT
-    gm = tl.load(grad_mean + out, mask=inside, other=0.0)[:, None]
-    gv = tl.load(grad_var + out, mask=inside, other=0.0)[:, None]
-    ym = tl.load(y_mean + out, mask=inside, other=0.0)[:, None]
+    gm, gv, ym = load_output_terms(grad_mean, grad_var, y_mean, out, inside, 1)
     line = tl.arange(0, BLOCK_K)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)

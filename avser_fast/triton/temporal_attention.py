@@ -314,10 +314,10 @@ class _Layer:
             residual_norm_kernel,
             (cdiv(self.m, block_m),),
             total if branch is None else branch,
-            bias,
+            bias.contiguous(),
             residual,
-            weight,
-            shift,
+            weight.contiguous(),
+            shift.contiguous(),
             total,
             y,
             self.seed,
@@ -349,7 +349,7 @@ class _Layer:
             (runs,),
             grad,
             total,
-            weight,
+            weight.contiguous(),
             self.seed,
             dtotal,
             dbranch,
@@ -401,7 +401,7 @@ def temporal_attention(
     mixed, sum1, sum2 = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
     layer.attention(attention_kernel, qkv, mixed)
     branch = mixed @ out_weight.t()
-    y = layer.norm(branch, out_bias.contiguous(), x, norm1_weight.contiguous(), norm1_bias.contiguous(), sum1, 1)
+    y = layer.norm(branch, out_bias, x, norm1_weight, norm1_bias, sum1, 1)
     value = torch.addmm(ff1_bias, y, ff1_weight.t())  # one rounding: a second one can turn the sign before the ReLU
     hidden = torch.empty_like(value)
     block_m, block_d, warps = blocks.elementwise(inner)
@@ -421,7 +421,7 @@ def temporal_attention(
         num_warps=warps,
     )
     branch = hidden @ ff2_weight.t()
-    y = layer.norm(branch, ff2_bias.contiguous(), y, norm2_weight.contiguous(), norm2_bias.contiguous(), sum2, 3)
+    y = layer.norm(branch, ff2_bias, y, norm2_weight, norm2_bias, sum2, 3)
     return tuple(t.view(n, tokens, -1) for t in (y, qkv, mixed, sum1, hidden, sum2))
 
 
@@ -468,7 +468,7 @@ def temporal_attention_backward(
     dout_bias, dff1_bias, dff2_bias = x.new_empty((width,)), x.new_empty((inner,)), x.new_empty((width,))
 
     sums = (dnorm2, dnorm2_bias, dff2_bias)
-    d_residual, d_branch = layer.norm_backward(grad, sum2, norm2_weight.contiguous(), sums, 3)
+    d_residual, d_branch = layer.norm_backward(grad, sum2, norm2_weight, sums, 3)
     d_hidden = d_branch @ ff2_weight
     dff2 = d_branch.t() @ hidden if need_weights else none(ff2_weight)
     block_m, block_d, warps = blocks.elementwise(inner)
@@ -493,13 +493,13 @@ def temporal_attention_backward(
     )
     if need_weights:
         sum_partials(partial, dff1_bias)
-        y = layer.norm(None, out_bias, x, norm1_weight.contiguous(), norm1_bias.contiguous(), sum1, 1)
+        y = layer.norm(None, out_bias, x, norm1_weight, norm1_bias, sum1, 1)
         dff1 = d_value.t() @ y
     else:
         dff1 = none(ff1_weight)
     d_y = torch.addmm(d_residual, d_value, ff1_weight)
     sums = (dnorm1, dnorm1_bias, dout_bias)
-    d_residual, d_branch = layer.norm_backward(d_y, sum1, norm1_weight.contiguous(), sums, 1)
+    d_residual, d_branch = layer.norm_backward(d_y, sum1, norm1_weight, sums, 1)
     d_mixed = d_branch @ out_weight
     d_qkv = torch.empty_like(qkv)
     layer.attention(attention_backward_kernel, qkv, d_mixed, d_qkv)

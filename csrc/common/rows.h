@@ -146,49 +146,43 @@ void output_gradient(const OutputGradient& out, int64_t i, int64_t begin, int64_
   }
 }
 
-// Adds `rows` padded rows of floats to the moments of `count` rows before them, in Chan's way.
-AVSER_INLINE void add_moments(const Moments& moments, int64_t count, const float* x, int64_t rows, int64_t stride) {
+// The vectors of `rows` rows from `first` on, added to the moments of `count` rows before them.
+template <int Vectors>
+AVSER_INLINE void add_moments(const Moments& moments, int64_t count, const float* x, int64_t rows, int64_t stride,
+                              int64_t first) {
   const double share = static_cast<double>(rows) / static_cast<double>(count + rows);
   const vfloat inverse = broadcast(1.0f / static_cast<float>(rows));
-  constexpr int kVectors = 4;  // neighbours of a row are read together
-  for (int64_t first = 0; first < stride; first += kVectors * kLanes) {
-    const int64_t left = (stride - first) / kLanes, vectors = left < kVectors ? left : kVectors;
-    vfloat mean[kVectors] = {}, squares[kVectors] = {}, rest[kVectors] = {};
-    const float* from = x + first;
-    if (vectors == kVectors) {
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int v = 0; v < kVectors; ++v) mean[v] += load(from + r * stride + v * kLanes);
-      }
-      for (int v = 0; v < kVectors; ++v) mean[v] *= inverse;
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int v = 0; v < kVectors; ++v) {
-          const vfloat away = load(from + r * stride + v * kLanes) - mean[v];
-          squares[v] = fma(away, away, squares[v]);
-          rest[v] += away;  // what rounding left in the mean
-        }
-      }
-    } else {
-      for (int64_t v = 0; v < vectors; ++v) {
-        for (int64_t r = 0; r < rows; ++r) mean[v] += load(from + r * stride + v * kLanes);
-        mean[v] *= inverse;
-        for (int64_t r = 0; r < rows; ++r) {
-          const vfloat away = load(from + r * stride + v * kLanes) - mean[v];
-          squares[v] = fma(away, away, squares[v]);
-          rest[v] += away;
-        }
-      }
-    }
-    for (int64_t v = 0; v < vectors; ++v) {
-      for (int64_t l = 0; l < kLanes; ++l) {
-        const int64_t c = first + v * kLanes + l;
-        const double here =
-            static_cast<double>(mean[v][l]) + static_cast<double>(rest[v][l]) / static_cast<double>(rows);
-        const double apart = here - moments.mean[c];
-        moments.mean[c] += apart * share;
-        moments.squares[c] += static_cast<double>(squares[v][l]) + apart * apart * share * static_cast<double>(count);
-      }
+  vfloat mean[Vectors] = {}, squares[Vectors] = {}, rest[Vectors] = {};
+  const float* from = x + first;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int v = 0; v < Vectors; ++v) mean[v] += load(from + r * stride + v * kLanes);
+  }
+  for (int v = 0; v < Vectors; ++v) mean[v] *= inverse;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int v = 0; v < Vectors; ++v) {
+      const vfloat away = load(from + r * stride + v * kLanes) - mean[v];
+      squares[v] = fma(away, away, squares[v]);
+      rest[v] += away;  // what rounding left in the mean
     }
   }
+  for (int v = 0; v < Vectors; ++v) {
+    for (int64_t l = 0; l < kLanes; ++l) {
+      const int64_t c = first + v * kLanes + l;
+      const double here = static_cast<double>(mean[v][l]) + static_cast<double>(rest[v][l]) / static_cast<double>(rows);
+      const double apart = here - moments.mean[c];
+      moments.mean[c] += apart * share;
+      moments.squares[c] += static_cast<double>(squares[v][l]) + apart * apart * share * static_cast<double>(count);
+    }
+  }
+}
+// Adds `rows` padded rows of floats to the moments of `count` rows before them, in Chan's way.
+AVSER_INLINE void add_moments(const Moments& moments, int64_t count, const float* x, int64_t rows, int64_t stride) {
+  constexpr int kVectors = 4;  // neighbours of a row are read together
+  int64_t first = 0;
+  for (; first + kVectors * kLanes <= stride; first += kVectors * kLanes) {
+    add_moments<kVectors>(moments, count, x, rows, stride, first);
+  }
+  for (; first < stride; first += kLanes) add_moments<1>(moments, count, x, rows, stride, first);
 }
 
 // Where padded rows of positions from `begin` on of image i may be made: in the map itself, if its rows are like that.

@@ -70,12 +70,30 @@ void store_values(const double* values, int64_t n, void* to, Precision precision
   for (int64_t i = 0; i < n; ++i) store_value(values[i], to, precision, first + i);
 }
 
-void add_shares(const float* values, int64_t shares, int64_t stride, int64_t n, double* sums) {
+void add_rows(const float* values, int64_t rows, int64_t stride, int64_t n, double* sums) {
   for (int64_t i = 0; i < n; ++i) sums[i] = 0.0;
-  for (int64_t share = 0; share < shares; ++share) {
-    const float* of = values + share * stride;
+  for (int64_t row = 0; row < rows; ++row) {
+    const float* of = values + row * stride;
     for (int64_t i = 0; i < n; ++i) sums[i] += static_cast<double>(of[i]);
   }
+}
+
+BatchSums::BatchSums(int64_t images, int64_t doubles, int64_t floats)
+    : images_(images),
+      shares_(std::min(images, kMostShares)),
+      double_count_(doubles),
+      float_count_(floats),
+      doubles_(shares_ * doubles, 0.0),
+      floats_(shares_ * floats * static_cast<int64_t>(sizeof(float))) {}
+
+double BatchSums::of_doubles(int64_t at) const {
+  double sum = 0.0;
+  for (int64_t share = 0; share < shares_; ++share) sum += doubles_[share * double_count_ + at];
+  return sum;
+}
+
+void BatchSums::of_floats(int64_t at, int64_t n, double* sums) const {
+  add_rows(floats_.as<float>() + at, shares_, float_count_, n, sums);
 }
 
 PaddedBefore::PaddedBefore(const float* mean_of, const float* scale_of, const float* shift_of, bool relu,

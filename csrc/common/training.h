@@ -1,6 +1,7 @@
 // What the training ops share beside their kernels: padded copies of small arrays, fixed shares of a batch, statistics.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -16,8 +17,8 @@ std::vector<float> padded_floats(const void* values, Precision precision, int64_
 std::vector<float> transposed_floats(const void* values, Precision precision, int64_t rows, int64_t n, int64_t stride);
 void store_value(double value, void* to, Precision precision, int64_t i);
 void store_values(const double* values, int64_t n, void* to, Precision precision, int64_t first);
-// sums[i] = the sum of values[i + share * stride] over the shares, in their order.
-void add_shares(const float* values, int64_t shares, int64_t stride, int64_t n, double* sums);
+// sums[i] = the sum of values[i + row * stride] over the rows, in their order.
+void add_rows(const float* values, int64_t rows, int64_t stride, int64_t n, double* sums);
 
 // The batch norm that is still to be done, padded.
 struct PaddedBefore {
@@ -26,15 +27,6 @@ struct PaddedBefore {
   PaddedBefore(const float* mean_of, const float* scale_of, const float* shift_of, bool relu, int64_t channels,
                int64_t lanes);
   PaddedBefore(const PaddedBefore&) = delete;
-};
-
-// A batch in shares whose number depends on nothing but its size: sums over a share are made one image after the other,
-// and the shares are joined in their order, so that a gradient has the same bits for any number of threads.
-struct Shares {
-  static constexpr int64_t kMost = 16;
-  int64_t images, count;
-  explicit Shares(int64_t n) : images(n), count(n < kMost ? n : kMost) {}
-  int64_t begin(int64_t share) const { return images * share / count; }
 };
 
 // Runs body(item, memory) for each of `items` on the executor, with `bytes` of scratch for every worker.
@@ -48,6 +40,35 @@ void for_each_with_scratch(Executor& executor, int64_t items, int64_t bytes, con
   });
 }
 
+// Sums over a batch, doubles and floats.  They are made in shares whose number depends on nothing but the batch's size:
+// those of a share one image after the other, and the shares are joined in their order, so that a gradient has the same
+// bits for any number of threads.
+class BatchSums {
+ public:
+  BatchSums(int64_t images, int64_t doubles, int64_t floats);
+  // Runs add(image, doubles, floats, memory) for every image, with `bytes` of scratch for every worker; what it adds to
+  // begins with zeros.
+  template <typename Add>
+  void run(Executor& executor, int64_t bytes, const Add& add) {
+    for_each_with_scratch(executor, shares_, bytes, [&](int64_t share, char* memory) {
+      double* doubles = doubles_.data() + share * double_count_;
+      float* floats = floats_.as<float>() + share * float_count_;
+      std::fill(floats, floats + float_count_, 0.0f);  // by the worker that fills them
+      const int64_t end = images_ * (share + 1) / shares_;
+      for (int64_t i = images_ * share / shares_; i < end; ++i) add(i, doubles, floats, memory);
+    });
+  }
+  double of_doubles(int64_t at) const;
+  // Sums [at, at + n) of the floats.
+  void of_floats(int64_t at, int64_t n, double* sums) const;
+
+ private:
+  static constexpr int64_t kMostShares = 16;
+  int64_t images_, shares_, double_count_, float_count_;
+  std::vector<double> doubles_;
+  Buffer floats_;
+};
+
 // Moments of every image, joined into mean and variance.
 class BatchMoments {
  public:
@@ -60,6 +81,18 @@ class BatchMoments {
   int64_t images_, stride_;
   std::vector<double> values_;
 };
+
+// The images of a convolution's output y one by one, with their statistics.
+template <typename Kernels, typename Op>
+void convolve(const Kernels& kernels, const Op& op, const MapView& y, int64_t lanes, float* y_mean, float* y_var,
+              Executor& executor) {
+  BatchMoments moments(y.n, round_up(y.channels, lanes));
+  if (y.positions() > 0) {
+    for_each_with_scratch(executor, y.n, kernels.scratch(op),
+                          [&](int64_t i, char* memory) { kernels.forward(op, y, i, moments.of(i), memory); });
+  }
+  moments.finish(y.channels, y.positions(), y_mean, y_var);
+}
 
 // The terms of an OutputGradient that do not depend on the position, padded.
 struct PaddedOutput {

@@ -453,18 +453,27 @@ Intermediate Engine::intermediate(const float* clips, int64_t count, const std::
     last = &stages_[weights_.stem.size() + 2 * blocks];
     value = blocks == 0 ? cat("conv_stem.", weights_.stem.size() - 1) : stem;
   }
+  const int64_t channels = stem == "cs_attention" ? network_.blocks.back()
+                           : stem == "conv_stem"  ? network_.stem.back()
+                                                  : network_.blocks[last->index];
+  if (stem == "frame_statistics") {
+    out.shape = {count, weights_.statistics.width()};
+  } else if (tokens_wanted) {
+    out.shape = {count, network_.tokens(), network_.token_width()};
+  } else {
+    out.shape = {count, channels, last->y.height, last->y.width};
+  }
   for (int64_t i = 0; i < count; ++i) {
     const float* clip = clips + i * network_.clip_floats();
     if (stem == "frame_statistics") {
       float* measured = reinterpret_cast<float*>(scratch);
       run_statistics(clip, measured);
-      out.shape = {weights_.statistics.width()};
       out.values.insert(out.values.end(), measured, measured + weights_.statistics.width());
       continue;
     }
     if (tokens_wanted) {
       float* group = reinterpret_cast<float*>(scratch + scratch_bytes_);
-      const int64_t tokens = network_.tokens(), rows = network_.rows(), channels = network_.blocks.back();
+      const int64_t tokens = network_.tokens(), rows = network_.rows(), width = network_.blocks.back();
       const int64_t token = round_up(network_.token_width(), encoder_.lanes);
       const int64_t first = 0;
       convolve(clip, &first, 1, group, lease.data(), executor, nullptr);
@@ -473,10 +482,9 @@ Intermediate Engine::intermediate(const float* clips, int64_t count, const std::
            layer <= weights_.encoder.begin() + (found - names.begin() - weights_.blocks.size() - 2); ++layer) {
         temporal_attention(encoder_, *layer, group, 1, tokens, rest, executor);
       }
-      out.shape = {tokens, network_.token_width()};
       for (int64_t t = 0; t < tokens; ++t) {
         for (int64_t j = 0; j < network_.token_width(); ++j) {
-          out.values.push_back(group[t * token + j % rows * channels + j / rows]);
+          out.values.push_back(group[t * token + j % rows * width + j / rows]);
         }
       }
       continue;
@@ -486,10 +494,6 @@ Intermediate Engine::intermediate(const float* clips, int64_t count, const std::
     }
     const Map map = placed(last->y, maps);
     const bool steps = map.precision == Precision::int8;
-    const int64_t channels = stem == "cs_attention" ? network_.blocks.back()
-                             : stem == "conv_stem"  ? network_.stem.back()
-                                                    : network_.blocks[last->index];
-    out.shape = {channels, map.height, map.width};
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t y = 0; y < map.height; ++y) {
         for (int64_t x = 0; x < map.width; ++x) {
@@ -499,7 +503,6 @@ Intermediate Engine::intermediate(const float* clips, int64_t count, const std::
       }
     }
   }
-  out.shape.insert(out.shape.begin(), count);
   return out;
 }
 

@@ -23,9 +23,9 @@ struct EngineOptions {
   bool poison = false;
 };
 
-// A value between two stems, as float32: (clips, shape).
+// A value between two stems, as float32.
 struct Intermediate {
-  std::vector<int64_t> shape;
+  std::vector<int64_t> shape;  // clips first
   std::vector<float> values;
 };
 

@@ -42,7 +42,7 @@ Fusion::Fusion(int64_t features, int64_t classes, int64_t hidden, double feature
   for (const auto& [name, value] : {std::pair{"features", features}, {"classes", classes}, {"hidden", hidden}}) {
     AVSER_CHECK(value >= 1, config, "Fusion: ", name, ": expected at least 1, got ", value);
   }
-  Packer packer(tensors, float_lanes(current_isa()), memory_);
+  Packer packer("Fusion", tensors, float_lanes(current_isa()), memory_);
   feature_branch_ = branch(packer, "feature_branch", features, hidden, classes);
   score_branch_ = branch(packer, "score_branch", classes, hidden, classes);
   packer.finish();

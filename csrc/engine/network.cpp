@@ -1,6 +1,7 @@
 #include "engine/network.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "common/check.h"
@@ -12,6 +13,25 @@ int64_t Network::attention_width() const { return std::max<int64_t>(1, blocks.ba
 int64_t Network::halved(int64_t size) const {
   for (size_t i = 0; i < stem.size() + blocks.size(); ++i) size = (size + 1) / 2;
   return size;
+}
+
+double Network::most_values() const {
+  double height = static_cast<double>(clip_frames), width = static_cast<double>(mel_bands);
+  double most = static_cast<double>(in_channels) * height * width;
+  const auto map = [&](int64_t channels) { most = std::max(most, static_cast<double>(channels) * height * width); };
+  const auto halve = [&] {
+    height = std::ceil(height / 2);
+    width = std::ceil(width / 2);
+  };
+  for (const int64_t channels : stem) {
+    halve();
+    map(channels);
+  }
+  for (const int64_t channels : blocks) {
+    map(channels);
+    halve();
+  }
+  return encoder_layers > 0 ? std::max(most, height * height) : most;
 }
 
 void Network::check() const {
@@ -30,6 +50,10 @@ void Network::check() const {
   for (int64_t width : stem) positive("stem", width);
   for (int64_t width : blocks) positive("blocks", width);
   positive("statistics_hidden", statistics_hidden);
+  const double most = most_values();
+  AVSER_CHECK(most <= static_cast<double>(kMostValues), config,
+              "Engine: network.clip_frames: expected maps of at most ", kMostValues, " values, got one of ",
+              most < 1e15 ? cat(static_cast<int64_t>(most)) : cat(most));
   AVSER_CHECK(statistics >= 0 && statistics <= mel_bands, config,
               "Engine: network.statistics: expected 0 (no path) to ", mel_bands, ", the number of bands, got ",
               statistics);

@@ -24,6 +24,8 @@ struct Network {
   int64_t statistics = 0;  // outputs of the statistics path's map over the bands; 0: no such path
   int64_t statistics_hidden = 128;
 
+  // The largest clip, map or attention over tokens: a configuration must not ask for memory without end.
+  static constexpr int64_t kMostValues = int64_t{1} << 28;
   // Throws a config error that names the field when a value cannot be run.
   void check() const;
 
@@ -37,6 +39,8 @@ struct Network {
   int64_t features() const { return pooled_features() + (statistics > 0 ? statistics_hidden : 0); }
 
  private:
+  // Values of the largest one, as a number that does not overflow.
+  double most_values() const;
   int64_t halved(int64_t size) const;
 };
 

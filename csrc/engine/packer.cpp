@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "common/check.h"
 
@@ -28,9 +29,9 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 
 const float* Packer::take(const std::string& name, const std::vector<int64_t>& shape) {
   const auto found = tensors_.find(name);
-  AVSER_CHECK(found != tensors_.end(), model, "Engine: ", name, ": expected a tensor of shape ", shape_text(shape),
+  AVSER_CHECK(found != tensors_.end(), model, owner_, ": ", name, ": expected a tensor of shape ", shape_text(shape),
               ", which is missing");
-  AVSER_CHECK(found->second.shape == shape, model, "Engine: ", name, ": expected shape ", shape_text(shape), ", got ",
+  AVSER_CHECK(found->second.shape == shape, model, owner_, ": ", name, ": expected shape ", shape_text(shape), ", got ",
               shape_text(found->second.shape));
   used_.insert(name);
   return found->second.data;
@@ -42,7 +43,7 @@ Matrix Packer::linear(const std::string& name, int64_t n, int64_t k, const std::
   int64_t size = k;
   for (int64_t extent : kernel) size *= extent;
   const float* weight = take(name + ".weight", shape);
-  Matrix matrix{n, size, {weight, weight + n * size}, std::vector<double>(n, 0.0)};
+  Matrix matrix{n, size, {weight, weight + n * size}, std::vector<double>(n, 0.0), name + ".weight"};
   if (bias) {
     const float* values = take(name + ".bias", {n});
     matrix.bias.assign(values, values + n);
@@ -57,6 +58,8 @@ void Packer::fold(const std::string& name, Matrix& matrix) {
   const float* variance = take(name + ".running_var", {matrix.n});
   used_.insert(name + "." + kNotUsed);
   for (int64_t i = 0; i < matrix.n; ++i) {
+    AVSER_CHECK(variance[i] >= 0, model, owner_, ": ", name, ".running_var: expected variances of at least 0, got ",
+                variance[i]);
     const double scale = weight[i] / std::sqrt(static_cast<double>(variance[i]) + kBatchNormEpsilon);
     for (int64_t j = 0; j < matrix.k; ++j) matrix.weight[i * matrix.k + j] *= scale;
     matrix.bias[i] = (matrix.bias[i] - mean[i]) * scale + bias[i];
@@ -91,13 +94,18 @@ GemmWeights Packer::pack(const Matrix& matrix, const Packing& how) {
       double most = 0.0;
       for (double value : row) most = std::fmax(most, std::fabs(value));
       const double size = most > 0 ? most / 127.0 : 1.0;
+      double largest = 0.0;  // sum of products
       for (int64_t j = 0; j < matrix.k; ++j) {
         const int64_t place = how.places.empty() ? j : how.places[j];
         const double number = std::nearbyint(row[place] / size);
         const int8_t stored = static_cast<int8_t>(number);
         std::memcpy(element(place), &stored, sizeof stored);
+        largest += 255.0 * std::fabs(number);
         offset -= number * how.in->zero[j] * size * steps;
       }
+      AVSER_CHECK(largest <= std::numeric_limits<int32_t>::max(), model, owner_, ": ", matrix.name,
+                  ": expected rows whose sums of int8 products fit 32 bits, got one of ", matrix.k,
+                  " weights whose sums may not");
       scale[i] = static_cast<float>(size * steps);
     } else {
       for (int64_t place = 0; place < length; ++place) {
@@ -136,7 +144,7 @@ void Packer::ignore(const std::string& prefix) {
 
 void Packer::finish() const {
   for (const auto& [name, tensor] : tensors_) {
-    AVSER_CHECK(used_.count(name) != 0, model, "Engine: ", name,
+    AVSER_CHECK(used_.count(name) != 0, model, owner_, ": ", name,
                 ": expected a tensor of this network, got one of shape ", shape_text(tensor.shape),
                 " that it does not have");
   }

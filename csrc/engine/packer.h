@@ -30,6 +30,7 @@ struct Matrix {
   int64_t n, k;
   std::vector<double> weight;
   std::vector<double> bias;
+  std::string name = {};  // of its weight, for errors
 };
 
 // How a range becomes steps 0..255: a value is (number - zero) * size.  One pair per channel.
@@ -48,12 +49,12 @@ struct Packing {
   const Quantisation* out = nullptr;  // by row
 };
 
-// Takes tensors by name and leaves them packed in `memory`.  Throws a model error that names the tensor when one is
-// missing or misshaped, and in `finish` when one was never taken.
+// Takes tensors by name and leaves them packed in `memory`.  Throws a model error that begins with `owner` and names
+// the tensor when one is missing, misshaped or holds what no network can use, and in `finish` when one was never taken.
 class Packer {
  public:
-  Packer(const Tensors& tensors, int64_t lanes, std::vector<Buffer>& memory)
-      : tensors_(tensors), lanes_(lanes), memory_(memory) {}
+  Packer(const char* owner, const Tensors& tensors, int64_t lanes, std::vector<Buffer>& memory)
+      : owner_(owner), tensors_(tensors), lanes_(lanes), memory_(memory) {}
 
   const float* take(const std::string& name, const std::vector<int64_t>& shape);
   Matrix linear(const std::string& name, int64_t n, int64_t k, const std::vector<int64_t>& kernel = {},
@@ -79,6 +80,7 @@ class Packer {
   int64_t lanes() const { return lanes_; }
 
  private:
+  const char* const owner_;
   const Tensors& tensors_;
   const int64_t lanes_;
   std::vector<Buffer>& memory_;

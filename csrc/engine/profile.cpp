@@ -4,12 +4,14 @@
 #include <mutex>
 #include <set>
 
+#include "common/fork_mutex.h"
+
 namespace avser {
 namespace {
 
 // Engines that live until the process ends are reported then.
 struct Living {
-  std::mutex mutex;
+  ForkMutex mutex;
   std::set<Profile*> profiles;
   ~Living() {
     for (Profile* profile : profiles) std::fputs(profile->report().c_str(), stderr);
@@ -34,14 +36,14 @@ void Profile::start(const std::string& title, std::vector<std::pair<std::string,
   }
   parts_ = std::move(made);
   Living& all = living();
-  const std::lock_guard<std::mutex> lock(all.mutex);
+  const std::lock_guard<ForkMutex> lock(all.mutex);
   all.profiles.insert(this);
 }
 
 Profile::~Profile() {
   if (!on()) return;
   Living& all = living();
-  const std::lock_guard<std::mutex> lock(all.mutex);
+  const std::lock_guard<ForkMutex> lock(all.mutex);
   all.profiles.erase(this);
   std::fputs(report().c_str(), stderr);
 }

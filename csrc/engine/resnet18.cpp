@@ -35,7 +35,7 @@ ResNet18::ResNet18(int64_t in_channels, int64_t classes, const Tensors& tensors,
   AVSER_CHECK(in_channels >= 1, config, "ResNet18: in_channels: expected at least 1, got ", in_channels);
   AVSER_CHECK(classes >= 1, config, "ResNet18: classes: expected at least 1, got ", classes);
   const int64_t lanes = float_lanes(isa_);
-  Packer packer(tensors, lanes, memory_);
+  Packer packer("ResNet18", tensors, lanes, memory_);
   const auto conv = [&](const std::string& name, const std::string& norm, int64_t kernel, int64_t stride, int64_t in,
                         int64_t in_stride, int64_t out, bool relu, Precision precision) {
     Matrix matrix = packer.linear(name, out, in, {kernel, kernel}, false);

@@ -18,7 +18,7 @@ class WeightsBuilder : private Packer {
  public:
   WeightsBuilder(const Network& network, const Tensors& tensors, Precision precision, const Tensors& calibration,
                  int64_t lanes, Weights& weights)
-      : Packer(tensors, lanes, weights.memory_),
+      : Packer("Engine", tensors, lanes, weights.memory_),
         network_(network),
         precision_(precision),
         calibration_(calibration),

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <vector>
 
+#include "common/fork_mutex.h"
 #include "engine/buffer.h"
 
 namespace avser {
@@ -21,7 +22,7 @@ class Workspaces {
    public:
     Lease(Workspaces& owner, int64_t bytes) : owner_(owner) {
       {
-        std::lock_guard<std::mutex> lock(owner_.mutex_);
+        const std::lock_guard<ForkMutex> lock(owner_.mutex_);
         if (!owner_.idle_.empty()) {
           buffer_ = std::move(owner_.idle_.back());
           owner_.idle_.pop_back();
@@ -34,7 +35,7 @@ class Workspaces {
       if (owner_.poison_) std::memset(buffer_->data(), 0xff, buffer_->size());
     }
     ~Lease() {
-      std::lock_guard<std::mutex> lock(owner_.mutex_);
+      const std::lock_guard<ForkMutex> lock(owner_.mutex_);
       owner_.idle_.push_back(std::move(buffer_));
     }
     Lease(const Lease&) = delete;
@@ -48,7 +49,7 @@ class Workspaces {
 
  private:
   const bool poison_;
-  std::mutex mutex_;
+  ForkMutex mutex_;
   std::vector<std::unique_ptr<Buffer>> idle_;
 };
 

@@ -1,6 +1,6 @@
 """Corpora: from raw folders (``corpora``) over prepared ones (``prepare``, ``prepared``) to batches (``batches``).
 
-Preparing and reading need no torch; ``feature_set``, ``crops`` and ``batches`` make tensors.
+Preparing and reading need no torch; ``batches`` makes tensors.
 """
 
 from __future__ import annotations

@@ -128,7 +128,8 @@ class Plan:
 
 
 class Batch(NamedTuple):
-    """N rows of L clips: ``clips`` (N, L, channels, clip_frames, bands) float32, ``valid`` (N, L) the clips that vote,
+    """N rows of L clips: ``clips`` (N, L, channels, clip_frames, bands) float32, ``valid`` (N, L) the clips that vote
+    (the others repeat them),
     ``labels`` (N,) and ``targets`` (N, classes), which are soft where samples were mixed.  ``skipped`` (N,) are rows in
     which another sample stands in for one that cannot be used.  ``clean`` are the clips before their features were
     augmented and mixed, where they are asked for.  The same of the faces: ``faces`` (N, frames, 1, 224, 40) in [-1, 1];
@@ -284,6 +285,9 @@ class Samples(Dataset[tuple[_Half, ...]]):
             clips, valid = _crop(values, rule.clip_frames, rng)[None], np.ones(1, dtype=bool)
         else:
             clips, valid = engine.frame_clips(values, rule.clips, rule.clip_frames, rule.rule)
+            # Silence must not enter the statistics of batch norm: clips of padding repeat those that vote.
+            votes = np.flatnonzero(valid)
+            clips = clips[np.where(valid, np.arange(len(valid)), votes[np.arange(len(valid)) % len(votes)])]
         clips = np.asarray(clips)
         return augment_features(clips, settings, rng), np.asarray(valid), clips
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from avser_fast.cli import count
+
+from ..progress import Bars
 from .boxes import Boxes, with_boxes, with_face_clips, without_faces
 from .corpora import CORPORA, read_corpus
 from .corpus import LABELS, Classes, Corpus
@@ -35,12 +37,6 @@ def pair(text: str) -> tuple[str, str]:
     if not (name and equals and target):
         raise argparse.ArgumentTypeError(f"expected FROM=TO, for example exc=hap, got {text!r}")
     return name, target
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def add_parsers(commands: Any) -> None:
@@ -89,7 +85,7 @@ def add_parsers(commands: Any) -> None:
         metavar="C",
         help="settings whose features are computed already now (default: mdscm-small)",
     )
-    command.add_argument("--workers", type=_count, metavar="N", help="threads that decode (default: one per core)")
+    command.add_argument("--workers", type=count, metavar="N", help="threads that decode (default: one per core)")
     command.add_argument(
         "--prune", action="store_true", help="remove from OUT what this corpus does not use; nobody may be reading it"
     )
@@ -105,26 +101,9 @@ def add_parsers(commands: Any) -> None:
     )
     command.set_defaults(run=run_synthesize)
     command.add_argument("out", type=Path, metavar="OUT", help="folder to write")
-    command.add_argument("--dialogs", type=_count, default=2, help="of each session (default: %(default)s)")
-    command.add_argument("--turns", type=_count, default=8, help="of each dialog (default: %(default)s)")
+    command.add_argument("--dialogs", type=count, default=2, help="of each session (default: %(default)s)")
+    command.add_argument("--turns", type=count, default=8, help="of each dialog (default: %(default)s)")
     command.add_argument("--seed", type=int, default=0)
-
-
-class Bars:
-    """One progress bar for each thing that is counted; none where ``quiet`` or where nobody watches."""
-
-    def __init__(self, stack: ExitStack, quiet: bool):
-        self._stack, self._quiet = stack, quiet
-        self._bars: dict[str, Any] = {}
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        if what not in self._bars:
-            hidden = True if self._quiet else None  # None: tqdm's own "off unless a terminal"
-            bar = tqdm(total=total, desc=what, unit="", disable=hidden, file=sys.stderr)
-            self._bars[what] = self._stack.enter_context(bar)
-        self._bars[what].update(done - self._bars[what].n)
 
 
 def _classes(arguments: argparse.Namespace) -> Classes:

@@ -45,41 +45,31 @@ void trained_attention_backward(const AttentionArguments& arguments, const MapVi
   const AttentionTrainingKernels& kernels = AVSER_PICK(attention_training_kernels);
   const Packed packed(arguments);
   const int64_t channels = arguments.x.channels, stride = packed.stride, hidden = packed.op.hidden;
-  const Shares shares(arguments.x.positions() > 0 ? arguments.x.n : 0);
   const int64_t matrix = hidden * stride, large = 2 * matrix + hidden + stride;
-  std::vector<double> spatial(shares.count * 19, 0.0);
-  std::vector<float> floats(shares.count * large, 0.0f);
-  for_each_with_scratch(executor, shares.count, kernels.scratch(packed.op), [&](int64_t share, char* memory) {
-    float* mine = floats.data() + share * large;
-    const AttentionSums sums{spatial.data() + share * 19, mine, mine + 2 * matrix + stride, mine + matrix,
-                             mine + 2 * matrix};
-    for (int64_t i = shares.begin(share); i < shares.begin(share + 1); ++i) {
-      kernels.backward(packed.op, grad, results.dx, i, sums, memory);
-    }
+  BatchSums sums(arguments.x.positions() > 0 ? arguments.x.n : 0, 19, large);
+  sums.run(executor, kernels.scratch(packed.op), [&](int64_t i, double* spatial, float* mine, char* memory) {
+    const AttentionSums into{spatial, mine, mine + 2 * matrix + stride, mine + matrix, mine + 2 * matrix};
+    kernels.backward(packed.op, grad, results.dx, i, into, memory);
   });
   const Precision precision = arguments.x.precision;
-  const auto total = [&](int64_t at) {
-    double sum = 0.0;
-    for (int64_t share = 0; share < shares.count; ++share) sum += floats[share * large + at];
-    return sum;
-  };
+  std::vector<double> total(large);
+  sums.of_floats(0, large, total.data());
   if (packed.op.spatial != nullptr) {
     for (int64_t tap = 0; tap < 19; ++tap) {
-      double sum = 0.0;
-      for (int64_t share = 0; share < shares.count; ++share) sum += spatial[share * 19 + tap];
+      const double sum = sums.of_doubles(tap);
       tap < 18 ? store_value(sum, results.spatial_weight, precision, tap)
                : store_value(sum, results.spatial_bias, precision, 0);
     }
   }
   for (int64_t j = 0; j < hidden; ++j) {
-    store_value(total(2 * matrix + stride + j), results.channel_bias1, precision, j);
+    store_value(total[2 * matrix + stride + j], results.channel_bias1, precision, j);
     for (int64_t c = 0; c < channels; ++c) {
-      store_value(total(j * stride + c), results.channel_weight1, precision, j * channels + c);
-      store_value(total(matrix + j * stride + c), results.channel_weight2, precision, c * hidden + j);
+      store_value(total[j * stride + c], results.channel_weight1, precision, j * channels + c);
+      store_value(total[matrix + j * stride + c], results.channel_weight2, precision, c * hidden + j);
     }
   }
   for (int64_t c = 0; hidden > 0 && c < channels; ++c) {
-    store_value(total(2 * matrix + c), results.channel_bias2, precision, c);
+    store_value(total[2 * matrix + c], results.channel_bias2, precision, c);
   }
 }
 

@@ -8,6 +8,8 @@
 namespace avser {
 namespace {
 
+constexpr int64_t kMostFrames = int64_t{1} << 28;  // of all clips
+
 std::vector<int64_t> published_starts(int64_t frames, int64_t clips, int64_t clip_frames) {
   std::vector<int64_t> starts;
   for (int64_t i = 0; i < clips && i * (frames / clips) < frames - clip_frames; ++i) {
@@ -35,10 +37,13 @@ ClipTable clip_table(int64_t frames, int64_t clips, int64_t clip_frames, const s
   const bool published = rule == "published";
   AVSER_CHECK(published || rule == "even", config, "clip_table: rule: expected published or even, got '", rule, "'");
   AVSER_CHECK(frames >= 1, input, "clip_table: frames: expected at least 1, got ", frames);
-  AVSER_CHECK(clip_frames >= 1, config, "clip_table: clip_frames: expected at least 1, got ", clip_frames);
+  AVSER_CHECK(clip_frames >= 1 && clip_frames <= kMostFrames, config, "clip_table: clip_frames: expected 1..",
+              kMostFrames, ", got ", clip_frames);
   AVSER_CHECK(clips >= 1 || (!published && clips == kNoClipLimit), config,
               "clip_table: clips: expected at least 1 (or None with rule even), got ",
               clips == kNoClipLimit ? "None" : cat(clips));
+  AVSER_CHECK(clips <= kMostFrames / clip_frames, config, "clip_table: clips: expected at most ",
+              kMostFrames / clip_frames, " of ", clip_frames, " frames, got ", clips);
 
   int64_t pad = 0;  // zero frames before the first one
   std::vector<int64_t> starts;

@@ -1,6 +1,7 @@
 #include "common/operands.h"
 #include "common/vector_math.h"
 #include "ops/gemm/gemm.h"
+#include "ops/gemm/tiles_cpu.h"
 
 namespace avser::AVSER_ISA_NAMESPACE {
 namespace {
@@ -68,37 +69,12 @@ __attribute__((noinline)) void tile(const GemmWeights& weights, const GemmWindow
   }
 }
 
-// Heights of the register tiles that exist: a row more or less makes no difference worth its code.
-template <int Most>
-AVSER_INLINE int height(int64_t rows, int64_t tiles) {
-  const int64_t even = (rows + tiles - 1) / tiles;  // nearly equal tiles: a short last one leaves registers idle
-  return static_cast<int>(even <= 1 ? 1 : even + even % 2 < Most ? even + even % 2 : Most);
-}
-
 template <class T, class Out, int Vectors>
 AVSER_INLINE void panel_rows(const GemmWeights& w, const GemmWindow& window, const GemmRow* rows, int64_t count,
                              int64_t column, const GemmOutput& out) {
-  while (count > 0) {
-    int use = height<T::kRows>(count, (count + T::kRows - 1) / T::kRows);
-    if (use > count) use = use == 2 ? 1 : use - 2;  // an odd row left is a tile of its own
-    switch (use) {
-#define AVSER_TILE_(n)                                                                   \
-  case n:                                                                                \
-    if constexpr (n <= T::kRows) tile<T, Out, n, Vectors>(w, window, rows, column, out); \
-    break
-      AVSER_TILE_(1);
-      AVSER_TILE_(2);
-      AVSER_TILE_(4);
-      AVSER_TILE_(6);
-      AVSER_TILE_(8);
-      AVSER_TILE_(10);
-      AVSER_TILE_(12);
-      AVSER_TILE_(14);
-#undef AVSER_TILE_
-    }
-    rows += use;
-    count -= use;
-  }
+  for_each_tile<T::kRows>(count, [&](auto height, int64_t row) {
+    tile<T, Out, decltype(height)::kRows, Vectors>(w, window, rows + row, column, out);
+  });
 }
 
 template <class T, class Out>

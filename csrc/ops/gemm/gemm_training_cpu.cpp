@@ -1,6 +1,7 @@
 #include "common/operands.h"
 #include "common/rows.h"
 #include "ops/gemm/gemm_training.h"
+#include "ops/gemm/tiles_cpu.h"
 
 namespace avser::AVSER_ISA_NAMESPACE {
 namespace {
@@ -74,31 +75,10 @@ __attribute__((noinline)) void outer_tile(const float* left, int64_t left_stride
 template <int Vectors>
 void outer_panel(const float* left, int64_t left_stride, const float* const* right, int64_t offset, int64_t count,
                  int64_t m, float* out, int64_t out_stride) {
-  constexpr int kRows = Float32::kRows;
-  while (m > 0) {
-    const int64_t tiles = (m + kRows - 1) / kRows;
-    int64_t use = (m + tiles - 1) / tiles;
-    use = use <= 1 ? 1 : use + use % 2 < kRows ? use + use % 2 : kRows;
-    if (use > m) use = use == 2 ? 1 : use - 2;
-    switch (use) {
-#define AVSER_TILE_(rows)                                                                                             \
-  case rows:                                                                                                          \
-    if constexpr (rows <= kRows) outer_tile<rows, Vectors>(left, left_stride, right, offset, count, out, out_stride); \
-    break
-      AVSER_TILE_(1);
-      AVSER_TILE_(2);
-      AVSER_TILE_(4);
-      AVSER_TILE_(6);
-      AVSER_TILE_(8);
-      AVSER_TILE_(10);
-      AVSER_TILE_(12);
-      AVSER_TILE_(14);
-#undef AVSER_TILE_
-    }
-    left += use;
-    out += use * out_stride;
-    m -= use;
-  }
+  for_each_tile<Float32::kRows>(m, [&](auto height, int64_t row) {
+    outer_tile<decltype(height)::kRows, Vectors>(left + row, left_stride, right, offset, count, out + row * out_stride,
+                                                 out_stride);
+  });
 }
 
 void outer(const float* left, int64_t left_stride, const float* const* right, int64_t offset, int64_t count, int64_t m,

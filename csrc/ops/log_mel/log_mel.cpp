@@ -8,6 +8,7 @@
 #include <new>
 
 #include "common/check.h"
+#include "common/fork_mutex.h"
 
 namespace avser {
 namespace {
@@ -153,17 +154,17 @@ int64_t log_mel_frames(int64_t samples, const LogMelOptions& o) {
 }
 
 std::shared_ptr<const LogMelTables> log_mel_tables(const LogMelOptions& options) {
-  static std::mutex guard;
+  static ForkMutex guard;
   static auto* cache = new std::map<decltype(options.key()), std::shared_ptr<const LogMelTables>>;
   constexpr size_t kKept = 32;  // more option sets than a process sensibly uses; a sweep over them must not grow memory
   {
-    std::lock_guard<std::mutex> lock(guard);
+    const std::lock_guard<ForkMutex> lock(guard);
     const auto found = cache->find(options.key());
     if (found != cache->end()) return found->second;
   }
   check_log_mel(options);
   auto tables = make_tables(options);
-  std::lock_guard<std::mutex> lock(guard);
+  const std::lock_guard<ForkMutex> lock(guard);
   if (cache->size() >= kKept) cache->clear();
   return cache->emplace(options.key(), tables).first->second;
 }

@@ -35,22 +35,16 @@ void pool_shortcut_backward(const PoolShortcutArguments& arguments, const MapVie
   const PoolShortcutKernels& kernels = AVSER_PICK(pool_shortcut_kernels);
   const Packed packed(arguments);
   const int64_t channels = arguments.x.channels, stride = round_up(channels, float_lanes(current_isa()));
-  const Shares shares(arguments.x.n);
-  std::vector<double> sums(shares.count * 4 * stride, 0.0);
+  BatchSums sums(arguments.x.n, 4 * stride, 0);
   const int64_t bytes = 2 * image_bytes(arguments) + 4 * stride * static_cast<int64_t>(sizeof(float));
-  for_each_with_scratch(executor, shares.count, bytes, [&](int64_t share, char* memory) {
-    double* mine = sums.data() + share * 4 * stride;
+  sums.run(executor, bytes, [&](int64_t i, double* mine, float*, char* memory) {
     const PoolShortcutSums into{mine, mine + stride, mine + 2 * stride, mine + 3 * stride};
-    for (int64_t i = shares.begin(share); i < shares.begin(share + 1); ++i) {
-      kernels.backward(packed.op, grad, results.dx, results.dshortcut, i, into, reinterpret_cast<float*>(memory));
-    }
+    kernels.backward(packed.op, grad, results.dx, results.dshortcut, i, into, reinterpret_cast<float*>(memory));
   });
   float* const out[4] = {results.scale, results.shift, results.shortcut_scale, results.shortcut_shift};
   for (int64_t which = 0; which < 4; ++which) {
     for (int64_t c = 0; c < channels; ++c) {
-      double sum = 0.0;
-      for (int64_t share = 0; share < shares.count; ++share) sum += sums[(share * 4 + which) * stride + c];
-      out[which][c] = static_cast<float>(sum);
+      out[which][c] = static_cast<float>(sums.of_doubles(which * stride + c));
     }
   }
 }

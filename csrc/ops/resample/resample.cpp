@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/check.h"
+#include "common/fork_mutex.h"
 
 namespace avser {
 namespace {
@@ -87,17 +88,17 @@ std::shared_ptr<const Table> make_table(const Filter& f, int64_t phases, Executo
 }
 
 std::shared_ptr<const Table> table_of(const Filter& f, int64_t phases, Executor& executor) {
-  static std::mutex guard;
+  static ForkMutex guard;
   static auto* cache = new std::map<std::pair<int64_t, int64_t>, std::shared_ptr<const Table>>;
   if (f.up * f.padded_taps() > kCacheLimit) return make_table(f, phases, executor);
   const auto key = std::make_pair(f.up, f.down);
   {
-    std::lock_guard<std::mutex> lock(guard);
+    const std::lock_guard<ForkMutex> lock(guard);
     const auto found = cache->find(key);
     if (found != cache->end()) return found->second;
   }
   auto table = make_table(f, f.up, executor);
-  std::lock_guard<std::mutex> lock(guard);
+  const std::lock_guard<ForkMutex> lock(guard);
   if (cache->size() >= 8) cache->clear();
   return cache->emplace(key, table).first->second;
 }

@@ -1,7 +1,5 @@
 #include "ops/separable_conv2d/separable_conv2d.h"
 
-#include <algorithm>
-
 #include "common/training.h"
 #include "ops/gemm/gemm_training.h"
 
@@ -40,14 +38,8 @@ struct Packed {
 
 void separable_conv2d(const SeparableArguments& arguments, const MapView& y, float* y_mean, float* y_var,
                       Executor& executor) {
-  const SeparableConv2dKernels& kernels = AVSER_PICK(separable_conv2d_kernels);
   const Packed packed(arguments, false);
-  BatchMoments moments(y.n, round_up(y.channels, float_lanes(current_isa())));
-  if (y.positions() > 0) {
-    for_each_with_scratch(executor, y.n, kernels.scratch(packed.op),
-                          [&](int64_t i, char* memory) { kernels.forward(packed.op, y, i, moments.of(i), memory); });
-  }
-  moments.finish(y.channels, y.positions(), y_mean, y_var);
+  convolve(AVSER_PICK(separable_conv2d_kernels), packed.op, y, float_lanes(current_isa()), y_mean, y_var, executor);
 }
 
 void separable_conv2d_backward(const SeparableArguments& arguments, const ConvolutionGradients& out,
@@ -57,44 +49,30 @@ void separable_conv2d_backward(const SeparableArguments& arguments, const Convol
   const int64_t lanes = float_lanes(current_isa());
   const PaddedOutput gradient(out.grad, out.y, out.y_mean, out.grad_mean, out.grad_var, lanes);
   const int64_t in = round_up(arguments.x.channels, lanes), n = out.y.positions() > 0 ? out.y.n : 0;
-  const Shares shares(n);
   const bool weights = results.pointwise != nullptr;
-  // Per share: taps, scale and shift as doubles, then the pointwise gradient as floats.
-  const int64_t small = 11 * in, large = weights ? arguments.out_channels * in : 0;
-  std::vector<double> doubles(shares.count * small, 0.0);
-  const Buffer matrices(shares.count * large * static_cast<int64_t>(sizeof(float)));
-  float* const floats = matrices.as<float>();
-  for_each_with_scratch(executor, shares.count, kernels.backward_scratch(packed.op), [&](int64_t share, char* memory) {
-    double* mine = doubles.data() + share * small;
-    float* matrix = floats + share * large;
-    std::fill(matrix, matrix + large, 0.0f);
-    const SeparableSums sums{mine, weights ? matrix : nullptr, mine + 9 * in, mine + 10 * in};
-    for (int64_t i = shares.begin(share); i < shares.begin(share + 1); ++i) {
-      kernels.backward(packed.op, gradient.gradient, results.dx, i, sums, memory);
-    }
+  // Taps, scale and shift as doubles, the pointwise gradient as floats.
+  BatchSums sums(n, 11 * in, weights ? arguments.out_channels * in : 0);
+  sums.run(executor, kernels.backward_scratch(packed.op), [&](int64_t i, double* small, float* matrix, char* memory) {
+    const SeparableSums into{small, weights ? matrix : nullptr, small + 9 * in, small + 10 * in};
+    kernels.backward(packed.op, gradient.gradient, results.dx, i, into, memory);
   });
-  const auto total = [&](int64_t at) {
-    double sum = 0.0;
-    for (int64_t share = 0; share < shares.count; ++share) sum += doubles[share * small + at];
-    return sum;
-  };
   for (int64_t c = 0; c < arguments.x.channels; ++c) {
     if (results.depthwise != nullptr) {
       for (int64_t tap = 0; tap < 9; ++tap) {
-        store_value(total(tap * in + c), results.depthwise, arguments.x.precision, c * 9 + tap);
+        store_value(sums.of_doubles(tap * in + c), results.depthwise, arguments.x.precision, c * 9 + tap);
       }
     }
     if (results.scale != nullptr) {
-      results.scale[c] = static_cast<float>(total(9 * in + c));
-      results.shift[c] = static_cast<float>(total(10 * in + c));
+      results.scale[c] = static_cast<float>(sums.of_doubles(9 * in + c));
+      results.shift[c] = static_cast<float>(sums.of_doubles(10 * in + c));
     }
   }
   if (!weights) return;
   executor.parallel_for(arguments.out_channels, 16, [&](int64_t begin, int64_t end, int) {
-    std::vector<double> sums(in);
+    std::vector<double> row(in);
     for (int64_t o = begin; o < end; ++o) {
-      add_shares(floats + o * in, shares.count, large, in, sums.data());
-      store_values(sums.data(), arguments.x.channels, results.pointwise, arguments.x.precision,
+      sums.of_floats(o * in, in, row.data());
+      store_values(row.data(), arguments.x.channels, results.pointwise, arguments.x.precision,
                    o * arguments.x.channels);
     }
   });

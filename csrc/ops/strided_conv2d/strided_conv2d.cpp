@@ -1,6 +1,5 @@
 #include "ops/strided_conv2d/strided_conv2d.h"
 
-#include <algorithm>
 #include <cstring>
 
 #include "common/training.h"
@@ -65,14 +64,8 @@ struct Packed {
 
 void strided_conv2d(const StridedArguments& arguments, const MapView& y, float* y_mean, float* y_var,
                     Executor& executor) {
-  const StridedConv2dKernels& kernels = AVSER_PICK(strided_conv2d_kernels);
   const Packed packed(arguments, false);
-  BatchMoments moments(y.n, round_up(y.channels, float_lanes(current_isa())));
-  if (y.positions() > 0) {
-    for_each_with_scratch(executor, y.n, kernels.scratch(packed.op),
-                          [&](int64_t i, char* memory) { kernels.forward(packed.op, y, i, moments.of(i), memory); });
-  }
-  moments.finish(y.channels, y.positions(), y_mean, y_var);
+  convolve(AVSER_PICK(strided_conv2d_kernels), packed.op, y, float_lanes(current_isa()), y_mean, y_var, executor);
 }
 
 void strided_conv2d_backward(const StridedArguments& arguments, const ConvolutionGradients& out,
@@ -83,7 +76,6 @@ void strided_conv2d_backward(const StridedArguments& arguments, const Convolutio
   const PaddedOutput gradient(out.grad, out.y, out.y_mean, out.grad_mean, out.grad_var, lanes);
   const int64_t in = round_up(arguments.x.channels, lanes), padded_out = round_up(channels, lanes);
   const int64_t n = out.y.positions() > 0 ? out.y.n : 0;
-  const Shares shares(n);
   const bool weights = results.weight != nullptr;
   MapView dx = results.dx;
   if (dx.data != nullptr && arguments.kernel == 1) {
@@ -93,33 +85,22 @@ void strided_conv2d_backward(const StridedArguments& arguments, const Convolutio
   const int64_t segment = packed.op.segment(lanes), row = arguments.kernel * segment;
   const bool few = packed.op.few(lanes);
   const int64_t windows = arguments.kernel * arguments.kernel * arguments.x.channels;
-  const int64_t small = 2 * in + padded_out, large = !weights ? 0 : few ? windows * padded_out : channels * row;
-  std::vector<double> doubles(shares.count * small, 0.0);
-  const Buffer matrices(shares.count * large * static_cast<int64_t>(sizeof(float)));
-  float* const floats = matrices.as<float>();
-  for_each_with_scratch(executor, shares.count, kernels.backward_scratch(packed.op), [&](int64_t share, char* memory) {
-    double* mine = doubles.data() + share * small;
-    float* matrix = floats + share * large;
-    std::fill(matrix, matrix + large, 0.0f);
-    const StridedSums sums{weights ? matrix : nullptr, mine + 2 * in, mine, mine + in};
-    for (int64_t i = shares.begin(share); i < shares.begin(share + 1); ++i) {
-      kernels.backward(packed.op, gradient.gradient, dx, i, sums, memory);
-    }
+  const int64_t large = !weights ? 0 : few ? windows * padded_out : channels * row;
+  // Scale, shift and bias as doubles, the gradient of the weights as floats.
+  BatchSums sums(n, 2 * in + padded_out, large);
+  sums.run(executor, kernels.backward_scratch(packed.op), [&](int64_t i, double* small, float* matrix, char* memory) {
+    const StridedSums into{weights ? matrix : nullptr, small + 2 * in, small, small + in};
+    kernels.backward(packed.op, gradient.gradient, dx, i, into, memory);
   });
-  const auto total = [&](int64_t at) {
-    double sum = 0.0;
-    for (int64_t share = 0; share < shares.count; ++share) sum += doubles[share * small + at];
-    return sum;
-  };
   const Precision precision = arguments.x.precision;
   for (int64_t c = 0; results.scale != nullptr && c < arguments.x.channels; ++c) {
-    results.scale[c] = static_cast<float>(total(c));
-    results.shift[c] = static_cast<float>(total(in + c));
+    results.scale[c] = static_cast<float>(sums.of_doubles(c));
+    results.shift[c] = static_cast<float>(sums.of_doubles(in + c));
   }
   if (!weights) return;
-  for (int64_t o = 0; o < channels; ++o) store_value(total(2 * in + o), results.bias, precision, o);
-  std::vector<double> sums(large);
-  add_shares(floats, shares.count, large, large, sums.data());
+  for (int64_t o = 0; o < channels; ++o) store_value(sums.of_doubles(2 * in + o), results.bias, precision, o);
+  std::vector<double> weight(large);
+  sums.of_floats(0, large, weight.data());
   const int64_t kernel = arguments.kernel, stride = packed.op.x_stride;
   for (int64_t o = 0; o < channels; ++o) {
     for (int64_t c = 0; c < arguments.x.channels; ++c) {
@@ -127,7 +108,7 @@ void strided_conv2d_backward(const StridedArguments& arguments, const Convolutio
         for (int64_t kx = 0; kx < kernel; ++kx) {
           const int64_t at =
               few ? ((ky * kernel + kx) * stride + c) * padded_out + o : o * row + ky * segment + kx * stride + c;
-          store_value(sums[at], results.weight, precision,
+          store_value(weight[at], results.weight, precision,
                       ((o * arguments.x.channels + c) * kernel + ky) * kernel + kx);
         }
       }

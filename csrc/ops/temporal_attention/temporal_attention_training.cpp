@@ -156,7 +156,7 @@ void trained_layer_backward(const LayerArguments& a, const LayerSaved& saved, co
   float* const of_norms[4] = {results.norm1_weight, results.norm1_bias, results.norm2_weight, results.norm2_bias};
   std::vector<double> sums(padded);
   for (int which = 0; which < 4; ++which) {
-    add_shares(norms.data() + which * padded, a.clips, 4 * padded, width, sums.data());
+    add_rows(norms.data() + which * padded, a.clips, 4 * padded, width, sums.data());
     store_values(sums.data(), width, of_norms[which], Precision::float32, 0);
   }
   struct Product {

@@ -1,0 +1,22 @@
+# Runs nvcc and keeps what the assembler says of registers and spills:
+#   cmake -DREPORT=<file> -P nvcc.cmake -- nvcc ...
+set(command "")
+set(seen OFF)
+math(EXPR last "${CMAKE_ARGC} - 1")
+foreach(i RANGE ${last})
+  if(seen)
+    list(APPEND command "${CMAKE_ARGV${i}}")
+  elseif(CMAKE_ARGV${i} STREQUAL "--")
+    set(seen ON)
+  endif()
+endforeach()
+execute_process(COMMAND ${command} RESULT_VARIABLE failed OUTPUT_VARIABLE said ERROR_VARIABLE report)
+file(WRITE "${REPORT}" "${report}")
+# What is neither the assembler's account nor the name of a kernel is for whoever builds.
+string(REGEX REPLACE "ptxas info[^\n]*\n|[^\n]*bytes stack frame[^\n]*\n" "" rest "${report}")
+if(NOT "${said}${rest}" STREQUAL "")
+  message("${said}${rest}")
+endif()
+if(NOT failed EQUAL 0)
+  message(FATAL_ERROR "avser_fast: nvcc failed")
+endif()

@@ -1,0 +1,32 @@
+// One member of the MDSCM family on a GPU, from clips to probabilities.
+#pragma once
+
+#include "engine/cuda/model.h"
+#include "engine/cuda/program.h"
+#include "engine/network.h"
+#include "engine/packer.h"
+
+namespace avser::gpu {
+
+class GpuMdscm final : public GpuModel {
+ public:
+  // Tensors are copied.
+  GpuMdscm(const Network& network, const Tensors& tensors, const GpuOptions& options);
+
+ private:
+  class Builder;
+
+  Plan plan(int64_t clips) const override;
+  void launch(const Plan& plan, const Run& run, int begin, int end, Stream stream) const override;
+
+  int64_t tile_bytes(int rows) const;
+  int tile_rows(int rows) const;
+  int64_t least_shared_bytes() const;
+  Program place(int group) const;
+
+  const Network network_;
+  const int element_;  // bytes
+  Program program_{};
+};
+
+}  // namespace avser::gpu

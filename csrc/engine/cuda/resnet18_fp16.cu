@@ -1,0 +1,3 @@
+#include "engine/cuda/resnet18_kernel.h"
+
+AVSER_DEFINE_RESNET18(fp16, Float16)

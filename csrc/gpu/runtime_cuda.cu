@@ -1,0 +1,122 @@
+#include <cuda_runtime_api.h>
+
+#include "gpu/launch.h"
+#include "gpu/runtime.h"
+
+namespace avser::gpu {
+namespace {
+
+cudaStream_t native(Stream stream) { return static_cast<cudaStream_t>(stream); }
+
+void copy(void* to, const void* from, int64_t bytes, cudaMemcpyKind kind, Stream stream) {
+  if (bytes == 0) return;
+  check_cuda(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), kind, native(stream)), "cudaMemcpyAsync");
+}
+
+}  // namespace
+
+int device_count() {
+  int driver = 0;
+  check_cuda(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+  AVSER_CHECK(driver != 0, backend, "CUDA: expected an NVIDIA driver, found none on this machine");
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  AVSER_CHECK(status == cudaSuccess && count > 0, backend, "CUDA: expected a GPU that can be used, found none: ",
+              cudaGetErrorString(status == cudaSuccess ? cudaErrorNoDevice : status));
+  return count;
+}
+
+DeviceInfo device_info(int device) {
+  cudaDeviceProp properties;
+  check_cuda(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+  DeviceInfo info;
+  info.name = properties.name;
+  info.major = properties.major;
+  info.minor = properties.minor;
+  info.multiprocessors = properties.multiProcessorCount;
+  info.shared_bytes = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
+  info.clusters = properties.major >= 9;
+  return info;
+}
+
+OnDevice::OnDevice(int device) {
+  check_cuda(cudaGetDevice(&before_), "cudaGetDevice");
+  if (device != before_) check_cuda(cudaSetDevice(device), "cudaSetDevice");
+}
+OnDevice::~OnDevice() { cudaSetDevice(before_); }
+
+void FreeDevice::operator()(char* at) const { cudaFree(at); }
+void FreePinned::operator()(char* at) const { cudaFreeHost(at); }
+
+DeviceMemory allocate_device(int64_t bytes) {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  void* at = nullptr;
+  const cudaError_t status = cudaMalloc(&at, static_cast<size_t>(bytes));
+  AVSER_CHECK(status == cudaSuccess, backend, "CUDA: ", bytes, " bytes of memory on GPU ", device,
+              " cannot be had: ", cudaGetErrorString(status));
+  return DeviceMemory(static_cast<char*>(at), FreeDevice{device});
+}
+PinnedMemory allocate_pinned(int64_t bytes) {
+  void* at = nullptr;
+  check_cuda(cudaMallocHost(&at, static_cast<size_t>(bytes)), "cudaMallocHost");
+  return PinnedMemory(static_cast<char*>(at));
+}
+
+void FreeStream::operator()(void* stream) const { cudaStreamDestroy(native(stream)); }
+OwnedStream make_stream() {
+  cudaStream_t stream;
+  check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  return OwnedStream(stream);
+}
+void synchronize(Stream stream) { check_cuda(cudaStreamSynchronize(native(stream)), "the work on the GPU"); }
+bool is_capturing(Stream stream) {
+  cudaStreamCaptureStatus status;
+  check_cuda(cudaStreamIsCapturing(native(stream), &status), "cudaStreamIsCapturing");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+WhileRecording::WhileRecording() : mode_(cudaStreamCaptureModeRelaxed) {
+  auto mode = static_cast<cudaStreamCaptureMode>(mode_);
+  check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
+  mode_ = static_cast<int>(mode);
+}
+WhileRecording::~WhileRecording() {
+  auto mode = static_cast<cudaStreamCaptureMode>(mode_);
+  cudaThreadExchangeStreamCaptureMode(&mode);
+}
+
+void copy_to_device(void* to, const void* from, int64_t bytes, Stream stream) {
+  copy(to, from, bytes, cudaMemcpyHostToDevice, stream);
+}
+void copy_from_device(void* to, const void* from, int64_t bytes, Stream stream) {
+  copy(to, from, bytes, cudaMemcpyDeviceToHost, stream);
+}
+void copy_on_device(void* to, const void* from, int64_t bytes, Stream stream) {
+  copy(to, from, bytes, cudaMemcpyDeviceToDevice, stream);
+}
+void fill(void* at, int value, int64_t bytes, Stream stream) {
+  check_cuda(cudaMemsetAsync(at, value, static_cast<size_t>(bytes), native(stream)), "cudaMemsetAsync");
+}
+
+void FreeGraph::operator()(void* graph) const { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)); }
+void begin_capture(Stream stream) {
+  // Thread-local: other threads may allocate meanwhile.
+  check_cuda(cudaStreamBeginCapture(native(stream), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+}
+Graph end_capture(Stream stream) {
+  cudaGraph_t graph = nullptr;
+  check_cuda(cudaStreamEndCapture(native(stream), &graph), "cudaStreamEndCapture");
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&executable, graph, 0);
+  cudaGraphDestroy(graph);
+  check_cuda(status, "cudaGraphInstantiate");
+  return Graph(executable);
+}
+void launch_graph(const Graph& graph, Stream stream) {
+  check_cuda(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph.get()), native(stream)), "cudaGraphLaunch");
+}
+
+bool is_emulated() { return false; }
+
+}  // namespace avser::gpu

@@ -1,0 +1,172 @@
+// Residual block of two depthwise-separable convolutions on a GPU, as two stages: the second half needs the neighbours
+// of what the first one makes.  The depthwise outputs, the map before the pool and the shortcut never leave the block.
+#pragma once
+
+#include "gpu/tiles.h"
+
+namespace avser::gpu {
+
+struct DscBlockStage {
+  GpuMap x, hidden, y;
+  bool last;  // y is float and not rectified, for the attention; else it is rectified, which is how the next block
+              // begins
+  int in_bytes, out_bytes;  // rows of a tile with the input's, and with the output's channels
+  const float* taps1;       // (9, x.stride)
+  const float* taps2;       // (9, hidden.stride)
+  Packed pointwise1, pointwise2, shortcut;
+};
+
+// Columns of the output that go through shared memory together on their way to the pool.
+constexpr int kPoolColumns = 128;
+constexpr int kPoolPitch = kPoolColumns + 4;
+// A pooled tile holds at most this many pixels: of 64 pixels before the pool.
+constexpr int kPooledRows = 32;
+
+AVSER_HOST_DEVICE int dsc_first_shared(const DscBlockStage& stage) { return kTileRows * pitch_of(stage.in_bytes); }
+AVSER_HOST_DEVICE int dsc_second_shared(const DscBlockStage& stage) {
+  return kTileRows * pitch_of(stage.out_bytes) + kPooledRows * pitch_of(stage.in_bytes) + kTileRows * kPoolPitch * 4;
+}
+
+namespace detail {
+
+// A rectangle of pixels, rows of `columns` one after the other.
+struct Rectangle {
+  int top, left, rows, columns;
+  AVSER_DEVICE int pixels() const { return rows * columns; }
+};
+
+// Depthwise convolution of a rectangle's pixels into the rows of `a`; the other rows and the padding of k become 0.
+template <typename Op>
+AVSER_DEVICE void depthwise_tile(const GpuMap& map, const char* memory, const float* taps, int bytes,
+                                 const Rectangle& at, Shared<char> a) {
+  using Element = typename Op::Element;
+  const auto* x = reinterpret_cast<const Element*>(memory + map.offset);
+  const int chunks = bytes / (8 * Op::kBytes);
+  for (int i = thread(); i < kTileRows * chunks; i += kThreads) {
+    const int row = i / chunks, channel = i % chunks * 8;
+    float sum[8] = {};
+    if (row < at.pixels() && channel < map.stride) {
+      const int oy = at.top + row / at.columns, ox = at.left + row % at.columns;
+      AVSER_UNROLL
+      for (int tap = 0; tap < 9; ++tap) {
+        const int iy = oy - 1 + tap / 3, ix = ox - 1 + tap % 3;
+        if (iy < 0 || iy >= map.height || ix < 0 || ix >= map.width) continue;
+        float value[8];
+        load8<Op>(x + static_cast<int64_t>(iy * map.width + ix) * map.stride + channel, value);
+        const Words4 low = load_weights(reinterpret_cast<const Words4*>(taps + tap * map.stride + channel));
+        const Words4 high = load_weights(reinterpret_cast<const Words4*>(taps + tap * map.stride + channel + 4));
+        const uint32_t weights[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+        AVSER_UNROLL
+        for (int c = 0; c < 8; ++c) sum[c] = multiply_add(value[c], bits_float(weights[c]), sum[c]);
+      }
+    }
+    store8<Op>((a + row * pitch_of(bytes)).template as<Element>() + channel, sum);
+  }
+}
+
+}  // namespace detail
+
+// hidden = relu(pointwise1(depthwise1(x)))
+template <typename Op>
+AVSER_DEVICE void dsc_first(const DscBlockStage& stage, char* memory, const Team& team) {
+  const Shared<char> a = shared_memory();
+  const GpuMap& map = stage.hidden;
+  auto* y = reinterpret_cast<typename Op::Element*>(memory + map.offset);
+  const int columns = least(map.width, kTileRows), rows = least(map.height, kTileRows / columns);
+  const int across = ceil_div(map.width, columns), tiles = across * ceil_div(map.height, rows);
+  const Share share(team, tiles, ceil_div(stage.pointwise1.n_tiles, 2));
+  const int n_begin = stage.pointwise1.n_tiles * share.part / share.parts;
+  const int n_end = stage.pointwise1.n_tiles * (share.part + 1) / share.parts;
+  for (int tile = share.first; tile < tiles; tile += share.step) {
+    const int top = tile / across * rows, left = tile % across * columns;
+    const detail::Rectangle at{top, left, least(rows, map.height - top), least(columns, map.width - left)};
+    detail::depthwise_tile<Op>(stage.x, memory, stage.taps1, stage.in_bytes, at, a);
+    sync();
+    multiply_all<Op, false, 4, 2>(a, pitch_of(stage.in_bytes), ceil_div(at.pixels(), 16), stage.pointwise1, n_begin,
+                                  n_end, warp(), kWarps, [&](int row, int column, float u, float v) {
+                                    if (row >= at.pixels()) return;
+                                    const int pixel =
+                                        (at.top + row / at.columns) * map.width + at.left + row % at.columns;
+                                    store2<Op>(y + static_cast<int64_t>(pixel) * map.stride + column, relu(u), relu(v));
+                                  });
+    sync();
+  }
+}
+
+// y = pool(pointwise2(depthwise2(hidden))) + shortcut(x)
+template <typename Op>
+AVSER_DEVICE void dsc_second(const DscBlockStage& stage, char* memory, const Team& team) {
+  const Shared<char> a = shared_memory();
+  const Shared<char> b = a + kTileRows * pitch_of(stage.out_bytes);
+  const Shared<float> before = (b + kPooledRows * pitch_of(stage.in_bytes)).template as<float>();
+  const GpuMap& hidden = stage.hidden;
+  const GpuMap& map = stage.y;
+  // A pooled tile of rows x columns needs one pixel more on each side than twice that, where the map goes on.
+  const bool narrow = hidden.width * 3 <= kTileRows;
+  const int columns = narrow ? map.width : 3;
+  const int needed = narrow ? hidden.width : 7;
+  // Rather more tiles than blocks without work.
+  const int parts = ceil_div(map.stride, kPoolColumns), own = most(1, team.size / parts);
+  const int rows = least(ceil_div(map.height, own), (kTileRows / needed - 1) / 2);
+  const int across = ceil_div(map.width, columns), tiles = across * ceil_div(map.height, rows);
+  const Share share(team, tiles, parts);
+  for (int tile = share.first; tile < tiles; tile += share.step) {
+    const int top = tile / across * rows, left = tile % across * columns;
+    const detail::Rectangle pooled{top, left, least(rows, map.height - top), least(columns, map.width - left)};
+    detail::Rectangle at{most(0, 2 * top - 1), most(0, 2 * left - 1), 0, 0};
+    at.rows = least(hidden.height, 2 * (top + pooled.rows)) - at.top;
+    at.columns = least(hidden.width, 2 * (left + pooled.columns)) - at.left;
+    detail::depthwise_tile<Op>(hidden, memory, stage.taps2, stage.out_bytes, at, a);
+    // The shortcut's pixels: every second one of the input.
+    const int chunks = stage.in_bytes / 16, there = stage.x.stride * Op::kBytes / 16;
+    const char* x = memory + stage.x.offset;
+    for (int i = thread(); i < kPooledRows * chunks; i += kThreads) {
+      const int row = i / chunks, chunk = i % chunks;
+      const bool inside = row < pooled.pixels() && chunk < there;
+      const int iy = 2 * (top + row / pooled.columns), ix = 2 * (left + row % pooled.columns);
+      const int64_t from = inside ? static_cast<int64_t>(iy * stage.x.width + ix) * there + chunk : 0;
+      copy16_async(b + (row * pitch_of(stage.in_bytes) + chunk * 16), x + from * 16, inside);
+    }
+    copy_wait();
+    sync();
+    for (int part = share.part; part * kPoolColumns < map.stride; part += share.parts) {
+      const int base = part * kPoolColumns;
+      const int n_begin = base / 8, n_end = least(stage.pointwise2.n_tiles, n_begin + kPoolColumns / 8);
+      multiply_all<Op, false, 4, 2>(a, pitch_of(stage.out_bytes), ceil_div(at.pixels(), 16), stage.pointwise2, n_begin,
+                                    n_end, warp(), kWarps, [&](int row, int column, float u, float v) {
+                                      before[row * kPoolPitch + column - base] = u;
+                                      before[row * kPoolPitch + column - base + 1] = v;
+                                    });
+      sync();
+      multiply_all<Op, false, 2, 2>(
+          b, pitch_of(stage.in_bytes), ceil_div(pooled.pixels(), 16), stage.shortcut, n_begin, n_end, warp(), kWarps,
+          [&](int row, int column, float u, float v) {
+            if (row >= pooled.pixels()) return;
+            const int oy = top + row / pooled.columns, ox = left + row % pooled.columns;
+            const int y_begin = most(2 * oy - 1, 0), y_end = least(2 * oy + 2, hidden.height);
+            const int x_begin = most(2 * ox - 1, 0), x_end = least(2 * ox + 2, hidden.width);
+            float largest[2] = {0.0f, 0.0f};
+            bool first = true;
+            for (int iy = y_begin; iy < y_end; ++iy) {
+              for (int ix = x_begin; ix < x_end; ++ix) {
+                const int from = ((iy - at.top) * at.columns + ix - at.left) * kPoolPitch + column - base;
+                largest[0] = first ? before[from] : max_nan(largest[0], before[from]);
+                largest[1] = first ? before[from + 1] : max_nan(largest[1], before[from + 1]);
+                first = false;
+              }
+            }
+            const int64_t to = static_cast<int64_t>(oy * map.width + ox) * map.stride + column;
+            u += largest[0];
+            v += largest[1];
+            if (stage.last) {
+              store2<Float32>(reinterpret_cast<float*>(memory + map.offset) + to, u, v);
+            } else {
+              store2<Op>(reinterpret_cast<typename Op::Element*>(memory + map.offset) + to, relu(u), relu(v));
+            }
+          });
+      sync();
+    }
+  }
+}
+
+}  // namespace avser::gpu

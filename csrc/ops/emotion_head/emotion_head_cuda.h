@@ -1,0 +1,110 @@
+// From the tokens of a clip to its feature and logits on a GPU, and from clips to the utterance: one block per clip,
+// float32.
+#pragma once
+
+#include "gpu/tiles.h"
+#include "ops/temporal_attention/temporal_attention_cuda.h"
+
+namespace avser::gpu {
+
+struct EmotionHeadStage {
+  Norm norm;  // of the last encoder layer; null: there is none
+  int channels, mel_rows;
+  bool deviation;
+  int hidden;  // features of the statistics path
+  int classes;
+  const float* weight;  // (classes, features), the features in the order of tokens
+  const float* bias;
+
+  AVSER_HOST_DEVICE int width() const { return channels * mel_rows; }
+  AVSER_HOST_DEVICE int pooled() const { return deviation ? 2 * width() : width(); }
+  AVSER_HOST_DEVICE int features() const { return pooled() + hidden; }
+};
+
+AVSER_HOST_DEVICE int emotion_head_shared(const EmotionHeadStage& stage, int tokens) {
+  return 4 * (2 * tokens + stage.features());
+}
+
+// x: (tokens, stride) floats; hidden: what the statistics path says; feature: channel-major as published.
+AVSER_DEVICE void emotion_head(const EmotionHeadStage& stage, const float* x, int tokens, int stride,
+                               const float* hidden, float* feature, float* logits) {
+  constexpr float kPoolEpsilon = 1e-5f;
+  const int width = stage.width(), features = stage.features();
+  const Shared<float> means = shared_memory().as<float>();
+  const Shared<float> scales = means + tokens, joined = scales + tokens;
+  const bool normed = stage.norm.weight != nullptr;
+  if (normed) {
+    for (int token = warp(); token < tokens; token += kWarps) {
+      const float* row = x + static_cast<int64_t>(token) * stride;
+      float sum = 0.0f, squares = 0.0f;
+      for (int i = lane(); i < width; i += kWarp) sum += row[i];
+      const float mean = warp_sum(sum) / static_cast<float>(width);
+      for (int i = lane(); i < width; i += kWarp) squares = multiply_add(row[i] - mean, row[i] - mean, squares);
+      const float variance = warp_sum(squares) / static_cast<float>(width);
+      if (lane() == 0) {
+        means[token] = mean;
+        scales[token] = 1.0f / square_root(variance + detail::kNormEpsilon);
+      }
+    }
+    sync();
+  }
+  for (int i = thread(); i < width; i += kThreads) {
+    const float gain = normed ? stage.norm.weight[i] : 1.0f, shift = normed ? stage.norm.bias[i] : 0.0f;
+    const auto value = [&](int token) {
+      const float v = x[static_cast<int64_t>(token) * stride + i];
+      return normed ? multiply_add((v - means[token]) * scales[token], gain, shift) : v;
+    };
+    float mean = 0.0f;
+    for (int token = 0; token < tokens; ++token) mean += value(token);
+    mean /= static_cast<float>(tokens);
+    joined[i] = mean;
+    if (!stage.deviation) continue;
+    float squares = 0.0f;
+    for (int token = 0; token < tokens; ++token) {
+      const float d = value(token) - mean;
+      squares = multiply_add(d, d, squares);
+    }
+    joined[width + i] = square_root(squares / static_cast<float>(tokens) + kPoolEpsilon);
+  }
+  for (int i = thread(); i < stage.hidden; i += kThreads) joined[stage.pooled() + i] = hidden[i];
+  sync();
+  for (int i = thread(); i < features; i += kThreads) {
+    const int part = i < stage.pooled() ? i / width * width : 0, at = i - part;
+    const int to = i < stage.pooled() ? part + at % stage.channels * stage.mel_rows + at / stage.channels : i;
+    feature[to] = joined[i];
+  }
+  for (int k = warp(); k < stage.classes; k += kWarps) {
+    const float* row = stage.weight + static_cast<int64_t>(k) * features;
+    float sum = 0.0f;
+    for (int i = lane(); i < features; i += kWarp) sum = multiply_add(joined[i], row[i], sum);
+    sum = warp_sum(sum);
+    if (lane() == 0) logits[k] = sum + stage.bias[k];
+  }
+  sync();
+}
+
+// softmax(mean of the logits of the clips that vote) by one thread; valid may be null: all vote.  NaN when none votes.
+AVSER_DEVICE void average_clips(const float* logits, const uint8_t* valid, int clips, int classes,
+                                float* probabilities) {
+  int votes = 0;
+  for (int i = 0; i < clips; ++i) votes += valid == nullptr || valid[i] != 0 ? 1 : 0;
+  float largest = 0.0f;
+  for (int k = 0; k < classes; ++k) {
+    float sum = 0.0f;
+    for (int i = 0; i < clips; ++i) {
+      if (valid == nullptr || valid[i] != 0) sum += load_fresh(logits + i * classes + k);
+    }
+    const float mean = sum / static_cast<float>(votes);
+    largest = k == 0 ? mean : max_nan(largest, mean);
+    probabilities[k] = mean;
+  }
+  float total = 0.0f;
+  for (int k = 0; k < classes; ++k) {
+    const float weight = exponential(probabilities[k] - largest);
+    probabilities[k] = weight;
+    total += weight;
+  }
+  for (int k = 0; k < classes; ++k) probabilities[k] /= total;
+}
+
+}  // namespace avser::gpu

@@ -1,0 +1,283 @@
+// A transformer encoder layer over the tokens of a group of clips on a GPU, as five stages between which the team
+// meets.  Weights stream past the tokens, which stay in shared memory; a stage's columns are divided among all warps of
+// the team.  The residual stream, norms and softmax are float32.
+#pragma once
+
+#include "gpu/tiles.h"
+
+namespace avser::gpu {
+
+// Where a group's values lie in the team's memory, in bytes.
+struct EncoderPlaces {
+  int64_t stream;         // floats (rows, width): the residual stream, normalised
+  int64_t sum;            // floats (rows, width): the residual sum that the next stage normalises
+  int64_t qkv;            // elements (rows, 3 * width)
+  int64_t mixed;          // elements (rows, width)
+  int64_t hidden;         // elements (rows, ff)
+  int tokens;             // of a clip
+  int tile_rows;          // that go through shared memory together; a multiple of 16, or all of a group
+  int width, ff;          // as they are
+  int stride, ff_stride;  // of rows: rounded up to 8
+};
+
+struct Norm {
+  const float* weight;
+  const float* bias;
+};
+
+struct EncoderStage {
+  int heads;
+  Packed qkv, out, ff1, ff2;
+  Norm norm1, norm2;
+};
+
+AVSER_HOST_DEVICE int tiles_of(int rows) { return (rows + 15) / 16; }
+// Bytes of shared memory for `rows` rows of `elements`.
+AVSER_HOST_DEVICE int rows_shared(int rows, int elements, int element_bytes) {
+  return tiles_of(rows) * 16 * pitch_of(row_bytes(elements, element_bytes));
+}
+
+// Of one clip and head: 16 queries, keys by token, values by dimension; the 16 queries' weights and scores.
+struct HeadShared {
+  int tokens, dims;            // rounded up to whole tiles
+  int dim_pitch, token_pitch;  // bytes
+  int score_pitch;             // floats
+  AVSER_HOST_DEVICE HeadShared(int token_count, int head_dims, int element_bytes)
+      : tokens(tiles_of(token_count) * 16),
+        dims(tiles_of(head_dims) * 16),
+        dim_pitch(pitch_of(dims * element_bytes)),
+        token_pitch(pitch_of(tokens * element_bytes)),
+        score_pitch(tokens + 4) {}
+  AVSER_HOST_DEVICE int bytes() const {
+    return (16 + tokens) * dim_pitch + dims * token_pitch + 16 * (token_pitch + score_pitch * 4);
+  }
+};
+
+namespace detail {
+
+constexpr float kNormEpsilon = 1e-5f;
+
+// Rows of floats from `first` on, normalised where there is a norm, into a tile.  Every block of the team makes the
+// whole tile; what it normalised, each writes its share of to `stream`, from where later stages take the residual.
+template <typename Op>
+AVSER_DEVICE void load_stream(const EncoderPlaces& at, const Norm& norm, const float* from, float* stream, int first,
+                              int rows, const Team& team) {
+  using Element = typename Op::Element;
+  const Shared<char> a = shared_memory();
+  from += static_cast<int64_t>(first) * at.stride;
+  stream += static_cast<int64_t>(first) * at.stride;
+  const int bytes = row_bytes(at.width, Op::kBytes), padded = bytes / Op::kBytes;
+  const int write_begin = at.width * team.rank / team.size, write_end = at.width * (team.rank + 1) / team.size;
+  for (int row = warp(); row < tiles_of(rows) * 16; row += kWarps) {
+    const Shared<Element> to = (a + row * pitch_of(bytes)).template as<Element>();
+    const float* x = from + static_cast<int64_t>(row) * at.stride;
+    float mean = 0.0f, scale = 1.0f;
+    if (norm.weight != nullptr && row < rows) {
+      float sum = 0.0f;
+      for (int i = lane(); i < at.width; i += kWarp) sum += x[i];
+      mean = warp_sum(sum) / static_cast<float>(at.width);
+      float squares = 0.0f;
+      for (int i = lane(); i < at.width; i += kWarp) squares = multiply_add(x[i] - mean, x[i] - mean, squares);
+      scale = 1.0f / square_root(warp_sum(squares) / static_cast<float>(at.width) + kNormEpsilon);
+    }
+    for (int i = lane(); i < padded; i += kWarp) {
+      float value = 0.0f;
+      if (row < rows && i < at.width) {
+        value = x[i];
+        if (norm.weight != nullptr) {
+          value = multiply_add((value - mean) * scale, load_weights(norm.weight + i), load_weights(norm.bias + i));
+          if (i >= write_begin && i < write_end) stream[static_cast<int64_t>(row) * at.stride + i] = value;
+        }
+      }
+      to[i] = Op::round(value);
+    }
+  }
+}
+
+// Rows of elements from `first` on into a tile; `stride` elements apart, `width` of them there.
+template <typename Op>
+AVSER_DEVICE void load_rows(const char* from, int stride, int width, int first, int rows) {
+  const Shared<char> a = shared_memory();
+  from += static_cast<int64_t>(first) * stride * Op::kBytes;
+  const int bytes = row_bytes(width, Op::kBytes), chunks = bytes / 16, there = stride * Op::kBytes / 16;
+  for (int i = thread(); i < tiles_of(rows) * 16 * chunks; i += kThreads) {
+    const int row = i / chunks, chunk = i % chunks;
+    const bool inside = row < rows && chunk < there;
+    const int64_t at = inside ? static_cast<int64_t>(row) * there + chunk : 0;
+    copy16_async(a + (row * pitch_of(bytes) + chunk * 16), from + at * 16, inside);
+  }
+  copy_wait();
+}
+
+// All columns, divided among the warps of the team.
+template <typename Op, bool kEightBits, typename Use>
+AVSER_DEVICE void project(const Packed& w, int width, int rows, const Team& team, Shared<char> a, const Use& use) {
+  const int pitch = pitch_of(row_bytes(width, Op::kBytes)), m_tiles = tiles_of(rows);
+  const int worker = warp() * team.size + team.rank, workers = kWarps * team.size;
+  const auto own = [&](int row, int column, float u, float v) {
+    if (row < rows) use(row, column, u, v);
+  };
+  if (m_tiles == 1) {
+    multiply_all<Op, kEightBits, 1, 2>(a, pitch, m_tiles, w, 0, w.n_tiles, worker, workers, own);
+  } else {
+    multiply_all<Op, kEightBits, 4, 2>(a, pitch, m_tiles, w, 0, w.n_tiles, worker, workers, own);
+  }
+}
+
+}  // namespace detail
+
+// A linear map of all rows, tile by tile: load(first, rows) fills shared memory, use(row, column, x, y) gets two
+// neighbouring outputs.
+template <typename Op, bool kEightBits, typename Load, typename Use>
+AVSER_DEVICE void project_rows(const EncoderPlaces& at, const Packed& w, int width, int rows, const Team& team,
+                               const Load& load, const Use& use) {
+  for (int first = 0; first < rows; first += at.tile_rows) {
+    const int own = least(at.tile_rows, rows - first);
+    load(first, own);
+    sync();
+    detail::project<Op, kEightBits>(w, width, own, team, shared_memory(),
+                                    [&](int row, int column, float u, float v) { use(first + row, column, u, v); });
+    sync();
+  }
+}
+
+// qkv = W x, of the stream or, where there is a norm, of the normalised sum.
+template <typename Op, bool kEightBits>
+AVSER_DEVICE void encoder_qkv(const EncoderPlaces& at, const EncoderStage& layer, const Norm& norm, char* memory,
+                              int rows, const Team& team) {
+  auto* stream = reinterpret_cast<float*>(memory + at.stream);
+  const auto* sum = reinterpret_cast<const float*>(memory + at.sum);
+  auto* qkv = reinterpret_cast<typename Op::Element*>(memory + at.qkv);
+  const int stride = layer.qkv.n_tiles * 8;
+  project_rows<Op, kEightBits>(
+      at, layer.qkv, at.width, rows, team,
+      [&](int first, int own) {
+        detail::load_stream<Op>(at, norm, norm.weight != nullptr ? sum : stream, stream, first, own, team);
+      },
+      [&](int row, int column, float u, float v) {
+        store2<Op>(qkv + static_cast<int64_t>(row) * stride + column, u, v);
+      });
+}
+
+// mixed = softmax(q k' / sqrt(d)) v, one head of one clip after the other.
+template <typename Op>
+AVSER_DEVICE void encoder_attention(const EncoderPlaces& at, const EncoderStage& layer, char* memory, int clips,
+                                    const Team& team) {
+  using Element = typename Op::Element;
+  const int dims = at.width / layer.heads, tokens = at.tokens, stride = layer.qkv.n_tiles * 8;
+  const HeadShared shape(tokens, dims, Op::kBytes);
+  const Shared<char> query = shared_memory();
+  const Shared<char> key = query + 16 * shape.dim_pitch;
+  const Shared<char> value = key + shape.tokens * shape.dim_pitch;
+  const Shared<char> weight = value + shape.dims * shape.token_pitch;
+  const Shared<float> score = (weight + 16 * shape.token_pitch).template as<float>();
+  const float scale = 1.0f / square_root(static_cast<float>(dims));
+  const Element zero = Op::round(0.0f);
+  for (int item = team.rank; item < clips * layer.heads; item += team.size) {
+    const int clip = item / layer.heads, head = item % layer.heads;
+    const auto* qkv =
+        reinterpret_cast<const Element*>(memory + at.qkv) + static_cast<int64_t>(clip) * tokens * stride + head * dims;
+    auto* mixed =
+        reinterpret_cast<Element*>(memory + at.mixed) + static_cast<int64_t>(clip) * tokens * at.stride + head * dims;
+    for (int i = thread(); i < shape.tokens * shape.dims; i += kThreads) {
+      const int token = i / shape.dims, dim = i % shape.dims;
+      const bool there = token < tokens && dim < dims;
+      const Element* from = qkv + static_cast<int64_t>(token) * stride + dim;
+      (key + token * shape.dim_pitch).template as<Element>()[dim] = there ? from[at.width] : zero;
+      (value + dim * shape.token_pitch).template as<Element>()[token] = there ? from[2 * at.width] : zero;
+    }
+    for (int first = 0; first < tokens; first += 16) {
+      for (int i = thread(); i < 16 * shape.dims; i += kThreads) {
+        const int row = i / shape.dims, dim = i % shape.dims;
+        const bool there = first + row < tokens && dim < dims;
+        (query + row * shape.dim_pitch).template as<Element>()[dim] =
+            there ? qkv[static_cast<int64_t>(first + row) * stride + dim] : zero;
+      }
+      sync();
+      for (int column = warp() * 16; column < shape.tokens; column += kWarps * 16) {
+        float acc[2][4];
+        multiply_shared<Op>(query, shape.dim_pitch, key + column * shape.dim_pitch, shape.dim_pitch,
+                            shape.dims * Op::kBytes / kStepBytes, acc);
+        each_of_tile(acc, [&](int row, int x, float v) { score[row * shape.score_pitch + column + x] = v; });
+      }
+      sync();
+      for (int row = warp(); row < 16; row += kWarps) {
+        const Shared<float> own = score + row * shape.score_pitch;
+        const Shared<Element> to = (weight + row * shape.token_pitch).template as<Element>();
+        float largest = own[0], sum = 0.0f;
+        for (int i = lane(); i < tokens; i += kWarp) largest = max_nan(largest, own[i]);
+        largest = warp_max(largest);
+        for (int i = lane(); i < tokens; i += kWarp) sum += exponential((own[i] - largest) * scale);
+        sum = warp_sum(sum);
+        for (int i = lane(); i < shape.tokens; i += kWarp) {
+          to[i] = Op::round(i < tokens ? exponential((own[i] - largest) * scale) / sum : 0.0f);
+        }
+      }
+      sync();
+      for (int column = warp() * 16; column < shape.dims; column += kWarps * 16) {
+        float acc[2][4];
+        multiply_shared<Op>(weight, shape.token_pitch, value + column * shape.token_pitch, shape.token_pitch,
+                            shape.tokens * Op::kBytes / kStepBytes, acc);
+        each_of_tile(acc, [&](int row, int x, float v) {
+          if (first + row < tokens && column + x < dims) {
+            mixed[static_cast<int64_t>(first + row) * at.stride + column + x] = Op::round(v);
+          }
+        });
+      }
+      sync();
+    }
+    if (head == layer.heads - 1) {  // what rounds the width up is multiplied, too
+      const int padding = at.stride - at.width;
+      for (int i = thread(); i < tokens * padding; i += kThreads) {
+        mixed[static_cast<int64_t>(i / padding) * at.stride + dims + i % padding] = Op::round(0.0f);
+      }
+    }
+    sync();
+  }
+}
+
+// sum = stream + W x, with the rows of x in memory.
+template <typename Op, bool kEightBits>
+AVSER_DEVICE void encoder_residual(const EncoderPlaces& at, const Packed& w, int64_t x, int x_stride, int x_width,
+                                   char* memory, int rows, const Team& team) {
+  const auto* stream = reinterpret_cast<const float*>(memory + at.stream);
+  auto* sum = reinterpret_cast<float*>(memory + at.sum);
+  project_rows<Op, kEightBits>(
+      at, w, x_width, rows, team,
+      [&](int first, int own) { detail::load_rows<Op>(memory + x, x_stride, x_width, first, own); },
+      [&](int row, int column, float u, float v) {
+        const int64_t to = static_cast<int64_t>(row) * at.stride + column;
+        store2<Float32>(sum + to, u + stream[to], v + stream[to + 1]);
+      });
+}
+
+// sum = stream + W mixed
+template <typename Op, bool kEightBits>
+AVSER_DEVICE void encoder_out(const EncoderPlaces& at, const EncoderStage& layer, char* memory, int rows,
+                              const Team& team) {
+  encoder_residual<Op, kEightBits>(at, layer.out, at.mixed, at.stride, at.width, memory, rows, team);
+}
+
+// hidden = relu(W norm1(sum)); the stream becomes norm1(sum).
+template <typename Op, bool kEightBits>
+AVSER_DEVICE void encoder_ff1(const EncoderPlaces& at, const EncoderStage& layer, char* memory, int rows,
+                              const Team& team) {
+  auto* stream = reinterpret_cast<float*>(memory + at.stream);
+  const auto* sum = reinterpret_cast<const float*>(memory + at.sum);
+  auto* hidden = reinterpret_cast<typename Op::Element*>(memory + at.hidden);
+  project_rows<Op, kEightBits>(
+      at, layer.ff1, at.width, rows, team,
+      [&](int first, int own) { detail::load_stream<Op>(at, layer.norm1, sum, stream, first, own, team); },
+      [&](int row, int column, float u, float v) {
+        store2<Op>(hidden + static_cast<int64_t>(row) * at.ff_stride + column, relu(u), relu(v));
+      });
+}
+
+// sum = stream + W hidden, which the next layer, or the head, normalises.
+template <typename Op, bool kEightBits>
+AVSER_DEVICE void encoder_ff2(const EncoderPlaces& at, const EncoderStage& layer, char* memory, int rows,
+                              const Team& team) {
+  encoder_residual<Op, kEightBits>(at, layer.ff2, at.hidden, at.ff_stride, at.ff, memory, rows, team);
+}
+
+}  // namespace avser::gpu

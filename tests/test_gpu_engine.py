@@ -1,0 +1,184 @@
+"""The GPU engine on the emulated GPU: every kernel's own source, thread by thread, against the float64 reference."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import emulated
+import numpy as np
+import pytest
+import torch
+from test_engine import MEMBERS, assert_outputs, assert_same_bits, random_clips, reference, spec_json
+
+from avser_fast import nn
+from avser_fast.config import MDSCM
+from avser_fast.errors import BackendError, ConfigError, InputError, ModelError
+from avser_fast.inference.weights import random_tensors
+from avser_fast.testing import max_error
+
+# Small ones of every kind: widths that fill no tile, three channels, no encoder, a clip of one frame, long scores, the
+# statistics path; and what was drawn at random.
+FAMILY = [0, 2, 3, 4, 5, 7, 8, 9, 11, 14]
+PRECISIONS = ("float32", "tf32", "bf16", "fp16", "fp8")
+# Teams of blocks that meet, of one block, of a launch per stage; groups that do not divide the clips.
+SCHEDULES: tuple[dict[str, Any], ...] = (
+    {},
+    {"team": 1, "group": 4},
+    {"team": 3, "staged": True},
+    {"team": 2, "group": 2},
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_device() -> None:
+    gpu = emulated.module()
+    gpu.set_device()
+    gpu.set_order("forward")
+
+
+def make(network: MDSCM, tensors: dict[str, np.ndarray], **options: Any) -> Any:
+    return emulated.module().GpuEngine(spec_json(network), tensors, poison=True, **options)
+
+
+def case(member: int) -> tuple[MDSCM, dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    network = MEMBERS[member]
+    clips = random_clips(network, 2, 3, member)
+    clips[1, 1] = 0
+    clips[0, 0, :, : network.clip_frames // 3] = 0  # padding in front
+    return network, random_tensors(network, member), clips, np.array([[True, False, True], [False, True, True]])
+
+
+@pytest.mark.parametrize("member", FAMILY)
+def test_float32_agrees_with_the_reference_under_every_schedule(member: int) -> None:
+    network, tensors, clips, valid = case(member)
+    expected = reference(network, tensors, clips, valid)
+    first = make(network, tensors).forward(clips, valid)
+    assert_outputs(first, expected)
+    for order, schedule in zip(("backward", "shuffled", "shuffled"), SCHEDULES[1:]):
+        emulated.module().set_order(order, member)
+        assert_same_bits(make(network, tensors, **schedule).forward(clips, valid), first, f"{order} {schedule}")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+@pytest.mark.parametrize("member", (0, 2, 7, 9))
+def test_other_precisions_err_like_autocast(member: int, precision: str) -> None:
+    network, tensors, clips, valid = case(member)
+    expected = reference(network, tensors, clips, None)
+    module = nn.MDSCM(network).eval()
+    module.load_state_dict({k: torch.from_numpy(v) for k, v in tensors.items()}, strict=False)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        peer = [x.float().numpy() for x in module(torch.from_numpy(clips))]
+    # bf16 has 8 bits of mantissa, fp16 and tf32 have 11; 8-bit floats have 4, in the encoder's weights alone.
+    allowed = {"bf16": 2.0, "fp16": 0.5, "tf32": 0.5, "fp8": 16.0}[precision]
+    found = make(network, tensors, precision=precision).forward(clips)
+    for name, a, p, e in zip(("probabilities", "features", "logits"), found, peer, expected):
+        scale = np.abs(e).max()
+        ours, theirs = (np.sqrt(np.mean((x - e) ** 2)) / scale for x in (a, p))
+        assert ours <= allowed * max(theirs, 1e-4), f"{name}: {ours:.2e}, autocast {theirs:.2e}"
+    assert_same_bits(make(network, tensors, precision=precision, team=1, group=4).forward(clips), found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ("bf16", "float32"))
+def test_published_network(precision: str) -> None:
+    network = MDSCM()
+    tensors, clips = random_tensors(network, 1), random_clips(network, 1, 1)
+    expected = reference(network, tensors, clips, None)
+    found = make(network, tensors, precision=precision).forward(clips)
+    for a, e in zip(found, expected):
+        assert max_error(a, e) <= {"float32": 1e-5, "bf16": 5e-3}[precision]
+
+
+def test_bits_do_not_depend_on_batch_or_position() -> None:
+    network, tensors, clips, valid = case(7)
+    engine = make(network, tensors, precision="bf16")
+    whole = engine.forward(clips, valid)
+    for i in range(2):
+        alone = engine.forward(clips[i : i + 1], valid[i : i + 1])
+        assert_same_bits(alone, tuple(x[i : i + 1] for x in whole))
+    many = engine.forward(np.tile(clips[::-1], (9, 1, 1, 1, 1)), np.tile(valid[::-1], (9, 1)))
+    assert_same_bits(tuple(x[-2:][::-1] for x in many), whole)
+
+
+@pytest.mark.parametrize("capability", ((8, 0), (8, 6), (9, 0)))
+def test_devices_choose_different_schedules_and_get_the_same_bits(capability: tuple[int, int]) -> None:
+    network, tensors, clips, _ = case(0)
+    expected = make(network, tensors).forward(clips)
+    shared = {(8, 0): 163 << 10, (8, 6): 99 << 10, (9, 0): 227 << 10}[capability]
+    emulated.module().set_device(*capability, multiprocessors=6, shared_bytes=shared)
+    assert_same_bits(make(network, tensors).forward(clips), expected)
+
+
+def test_concurrent_callers_get_the_same_bits() -> None:
+    network, tensors, clips, _ = case(3)
+    engine = make(network, tensors)
+    expected = engine.forward(clips)
+    start = threading.Barrier(4)
+
+    def call(_: int) -> Any:
+        start.wait()
+        return [engine.forward(clips) for _ in range(5)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(call, range(4)):
+            for each in found:
+                assert_same_bits(each, expected)
+
+
+def test_addresses_on_the_device_and_a_stream_of_the_caller() -> None:
+    network, tensors, clips, valid = case(8)
+    engine = make(network, tensors)
+    expected = engine.forward(clips, valid)
+    found = tuple(np.full_like(x, np.nan) for x in expected)
+    votes = valid.astype(np.uint8)
+    addresses = [x.ctypes.data for x in (clips, votes, *found)]
+    engine.forward_on_device(addresses[0], addresses[1], 2, 3, *addresses[2:], 7)
+    assert_same_bits(found, expected)
+    engine.forward_on_device(addresses[0], 0, 2, 3, *addresses[2:], 7)
+    assert_same_bits(found, engine.forward(clips))
+
+
+def test_only_valid_clips_vote_and_no_vote_is_nan() -> None:
+    network, tensors, clips, valid = case(8)
+    engine = make(network, tensors)
+    probabilities, _, logits = engine.forward(clips, np.array([[True, False, True], [False, False, False]]))
+    mean = logits[0, [0, 2]].astype(np.float64).mean(0)
+    weights = np.exp(mean - mean.max())
+    np.testing.assert_allclose(probabilities[0], weights / weights.sum(), rtol=1e-5)
+    assert np.isnan(probabilities[1]).all()
+    assert np.isnan(engine.forward(clips[:, :0])[0]).all()
+    assert engine.forward(clips[:0])[0].shape == (0, network.classes)
+
+
+@pytest.mark.parametrize("value", (np.nan, np.inf))
+def test_values_that_are_not_finite_are_seen(value: float) -> None:
+    network, tensors, clips, _ = case(0)
+    clips[0, 1, 0, 17, 5] = value
+    _, features, _ = make(network, tensors, precision="bf16").forward(clips)
+    assert np.isnan(features[0, 1]).any()
+    assert np.isfinite(features[[0, 0, 1], [0, 2, 0]]).all()
+
+
+def test_faults_are_named() -> None:
+    network, tensors, clips, _ = case(0)
+    gpu = emulated.module()
+    engine = make(network, tensors)
+    with pytest.raises(InputError, match=r"clips: expected shape \(B, L, 1, 40, 24\), got \(2, 3, 1, 40, 23\)"):
+        engine.forward(clips[..., :23])
+    with pytest.raises(ConfigError, match="precision: expected one of float32, tf32, bf16, fp16 and fp8 on a GPU"):
+        make(network, tensors, precision="int8")
+    with pytest.raises(ModelError, match="head.bias: expected a tensor of shape"):
+        make(network, {k: v for k, v in tensors.items() if k != "head.bias"})
+    with pytest.raises(BackendError, match="expected a GPU from 0 to 0, got 1"):
+        make(network, tensors, device=1)
+    gpu.set_device(7, 5)
+    with pytest.raises(BackendError, match=r"capability 8\.0 or newer, got emulated GPU \(7\.5\)"):
+        make(network, tensors)
+    gpu.set_device(8, 0)
+    with pytest.raises(BackendError, match=r"fp8: expected a GPU of compute capability 8\.9 or newer"):
+        make(network, tensors, precision="fp8")
+    gpu.set_device(9, 0, shared_bytes=4096)
+    with pytest.raises(BackendError, match="bytes of shared memory are needed in precision float32"):
+        make(network, tensors)

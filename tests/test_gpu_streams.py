@@ -1,0 +1,99 @@
+"""The CUDA engine on a GPU beside torch: side streams, graphs of the caller, threads."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_engine import MEMBERS, random_clips, reference
+
+from avser_fast import _engine
+from avser_fast.inference.weights import random_tensors
+
+pytestmark = pytest.mark.skipif(
+    not (torch.cuda.is_available() and _engine.build_info()["cuda"]), reason="no CUDA GPU, or built without the kernels"
+)
+NETWORK = MEMBERS[0]
+TENSORS, CLIPS = random_tensors(NETWORK, 0), random_clips(NETWORK, 4, 3)
+
+
+class Call:
+    """The engine on tensors of torch, on torch's current stream."""
+
+    def __init__(self) -> None:
+        self.engine: Any = _engine.GpuEngine(json.dumps({"network": asdict(NETWORK)}), TENSORS)
+        self.expected = self.engine.forward(CLIPS)
+
+    def outputs(self) -> list[torch.Tensor]:
+        return [torch.full(x.shape, float("nan"), device="cuda") for x in self.expected]
+
+    def queue(self, clips: torch.Tensor, outputs: list[torch.Tensor]) -> None:
+        addresses = [x.data_ptr() for x in outputs]
+        stream = torch.cuda.current_stream().cuda_stream
+        self.engine.forward_on_device(clips.data_ptr(), 0, 4, 3, *addresses, stream)
+
+    def check(self, outputs: list[torch.Tensor]) -> None:
+        for a, e in zip(outputs, self.expected):
+            assert a.cpu().numpy().tobytes() == e.tobytes()
+
+
+def test_agrees_with_the_reference() -> None:
+    for a, e in zip(Call().expected, reference(NETWORK, TENSORS, CLIPS, None)):
+        np.testing.assert_allclose(a, e, atol=1e-5 * np.abs(e).max())
+
+
+def test_work_is_queued_on_the_current_stream() -> None:
+    call, stream = Call(), torch.cuda.Stream()
+    clips = torch.zeros(CLIPS.shape, device="cuda")
+    late = torch.from_numpy(CLIPS).pin_memory()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # the copy is far behind what the host queues
+        clips.copy_(late, non_blocking=True)
+        outputs = call.outputs()
+        call.queue(clips, outputs)
+    stream.synchronize()
+    call.check(outputs)
+
+
+def test_graphs_of_the_caller_run_beside_other_calls() -> None:
+    call = Call()
+    clips = torch.from_numpy(CLIPS).cuda()
+    graphs = []
+    for _ in range(2):
+        outputs = call.outputs()
+        made = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(made):
+            call.queue(clips, outputs)
+        graphs.append((made, outputs))
+    for _ in range(3):
+        for made, outputs in graphs:
+            for x in outputs:
+                x.fill_(float("nan"))
+            made.replay()
+        fresh = call.outputs()
+        call.queue(clips, fresh)
+        torch.cuda.synchronize()
+        for outputs in (*(o for _, o in graphs), fresh):
+            call.check(outputs)
+
+
+def test_threads_with_streams_of_their_own() -> None:
+    call = Call()
+
+    def run(_: int) -> list[torch.Tensor]:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            clips, outputs = torch.from_numpy(CLIPS).cuda(), call.outputs()
+            for _ in range(20):
+                call.queue(clips, outputs)
+            torch.cuda.current_stream().synchronize()
+            return outputs
+
+    with ThreadPoolExecutor(4) as pool:
+        for outputs in pool.map(run, range(8)):
+            call.check(outputs)
