@@ -268,7 +268,8 @@ def test_cmake_chooses_architectures_from_the_variable(cmake: Any, tmp_path: Pat
 
 
 def test_kernels_include_neither_torch_nor_python() -> None:
-    """Only torch_ops.cpp knows torch; only it, engine_module.cpp and bind.* know Python."""
+    """Only torch_ops.cpp knows torch; only it, the modules, bind.* and what these share know Python."""
+    python = ("torch_ops.cpp", "engine_module.cpp", "emulated_module.cpp", "engine/arrays.h", "common/translate.h")
     for path in [p for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp", ".cu")]:
         includes = re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), re.MULTILINE)
         name = str(path.relative_to(CSRC))
@@ -278,7 +279,7 @@ def test_kernels_include_neither_torch_nor_python() -> None:
             assert all(i.startswith(("torch/csrc/stable/", "torch/csrc/inductor/aoti_torch/c/")) for i in torch_headers)
         else:
             assert not torch_headers, f"{name} includes {torch_headers}"
-        if name not in ("torch_ops.cpp", "engine_module.cpp") and path.stem != "bind":
+        if name not in python and path.stem != "bind":
             assert not python_headers, f"{name} includes {python_headers}"
 
 

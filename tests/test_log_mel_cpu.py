@@ -374,7 +374,8 @@ def test_cuda_arithmetic_on_the_host(tmp_path: Path) -> None:
     if compiler is None:
         pytest.skip("no C++ compiler on this machine")
     program = tmp_path / "tiles"
-    sources = ("tests/cpp/log_mel_tiles.cpp", "csrc/ops/log_mel/log_mel.cpp", "csrc/common/isa.cpp")
+    common = ("csrc/common/isa.cpp", "csrc/common/fork_mutex.cpp")
+    sources = ("tests/cpp/log_mel_tiles.cpp", "csrc/ops/log_mel/log_mel.cpp", *common)
     kernel = ROOT / "csrc" / "ops" / "log_mel" / "log_mel_cpu.cpp"
     command = [compiler, "-std=c++17", "-O1", "-Wno-psabi", f"-I{ROOT / 'csrc'}", "-DAVSER_ISA_NAMESPACE=isa_scalar"]
     command += [*(str(ROOT / s) for s in sources), str(kernel), "-o", str(program), "-pthread"]

@@ -105,7 +105,7 @@ py::dict gpu_info(int device) {
 }  // namespace
 
 void bind_gpu_engine(py::module_& m) {
-  py::class_<GpuModel>(m, "GpuModel",
+  py::class_<GpuModel>(m, "GpuModel", py::module_local(),
                        "A network's whole forward on an NVIDIA GPU; immutable, safe to call from many threads.")
       .def("forward", &forward, py::arg("clips"), py::arg("valid") = py::none(),
            "clips (B, L, channels, frames, bands), valid (B, L) bool (None: every clip votes) ->\n"
@@ -119,7 +119,7 @@ void bind_gpu_engine(py::module_& m) {
            "Makes the memory and the graph for batches of this size before the first call.")
       .def_property_readonly("precision", [](const GpuModel& model) { return gpu_precision_name(model.precision()); })
       .def_property_readonly("device_name", [](const GpuModel& model) { return model.device().name; });
-  py::class_<GpuMdscm, GpuModel>(m, "GpuEngine", "One MDSCM on an NVIDIA GPU.")
+  py::class_<GpuMdscm, GpuModel>(m, "GpuEngine", py::module_local(), "One MDSCM on an NVIDIA GPU.")
       .def(py::init(&make_engine), py::arg("spec_json"), py::arg("tensors"), py::kw_only(),
            py::arg("precision") = "float32", py::arg("device") = 0, py::arg("team") = 0, py::arg("group") = 1,
            py::arg("staged") = false, py::arg("poison") = false,
@@ -128,14 +128,16 @@ void bind_gpu_engine(py::module_& m) {
            "team, group, staged: blocks that share a group of clips, and a launch per stage; team 0: chosen by the "
            "size of the batch.  poison fills activations with NaN before every call, for tests.\n"
            "Raises BackendError where there is no such GPU, ConfigError or ModelError naming the field or tensor.");
-  py::class_<GpuResNet18, GpuModel>(m, "GpuResNet18", "The ResNet-18 audio-visual encoder on an NVIDIA GPU.")
+  py::class_<GpuResNet18, GpuModel>(m, "GpuResNet18", py::module_local(),
+                                    "The ResNet-18 audio-visual encoder on an NVIDIA GPU.")
       .def(py::init(&make_resnet18), py::arg("tensors"), py::kw_only(), py::arg("in_channels") = 1,
            py::arg("height") = 224, py::arg("width") = 40, py::arg("classes") = 4, py::arg("precision") = "float32",
            py::arg("device") = 0, py::arg("team") = 0, py::arg("group") = 1, py::arg("staged") = false,
            py::arg("poison") = false,
            "tensors: the state dict of avser_fast.nn.AVRE(body='resnet18').  precision: float32, tf32, bf16 or fp16.\n"
            "The other arguments and the errors are as of GpuEngine.");
-  py::class_<GpuFusion>(m, "GpuFusion", "Fusion of clip features and clip logits by two LSTMs on a GPU, float32.")
+  py::class_<GpuFusion>(m, "GpuFusion", py::module_local(),
+                        "Fusion of clip features and clip logits by two LSTMs on a GPU, float32.")
       .def(py::init(&make_fusion), py::arg("tensors"), py::kw_only(), py::arg("features") = 1280,
            py::arg("classes") = 4, py::arg("hidden") = 128, py::arg("feature_weight") = 0.7, py::arg("device") = 0,
            "tensors: the state dict of avser_fast.nn.Fusion.")
