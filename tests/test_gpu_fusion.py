@@ -15,6 +15,12 @@ from avser_fast.errors import InputError, ModelError
 from avser_fast.testing import assert_close
 
 
+@pytest.fixture(autouse=True)
+def fresh_device() -> None:
+    emulated.module().set_device()
+    emulated.module().set_order("forward")
+
+
 @pytest.mark.parametrize(
     ("features", "classes", "hidden", "batch", "clips"), [(37, 3, 20, 18, 3), (8, 4, 128, 1, 5), (3, 1, 1, 2, 1)]
 )
