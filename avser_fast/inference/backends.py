@@ -255,11 +255,8 @@ class Engine(CompiledFrontEnd):
         card: Mapping[str, Any],
         calibration: Mapping[str, np.ndarray] | None,
     ) -> None:
-        module, self.isa = _engine()
-        self._module = module
-        self.threads = threads or available_cpus()
-        self.precision, self.reason = choose_precision(spec, precision, card, self.isa)
-        self.ran = self.name if self.precision == "float32" else f"{self.name}/{self.precision}"
+        self._module, self.isa = _engine()
+        self._choose(spec, precision, card, self.isa, threads)
         ranges = None
         if self.precision == "int8":
             if not calibration:
@@ -269,6 +266,11 @@ class Engine(CompiledFrontEnd):
                 )
             ranges = dict(calibration)
         self._build(spec, tensors, ranges)
+
+    def _choose(self, spec: Spec, precision: str, card: Mapping[str, Any], processor: str, threads: int | None) -> None:
+        self.threads = threads or available_cpus()
+        self.precision, self.reason = choose_precision(spec, precision, card, processor)
+        self.ran = self.name if self.precision == "float32" else f"{self.name}/{self.precision}"
 
     def _build(self, spec: Spec, tensors: Mapping[str, np.ndarray], ranges: dict[str, np.ndarray] | None) -> None:
         """The networks of the model, and how a system fuses them."""

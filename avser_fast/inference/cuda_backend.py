@@ -12,7 +12,7 @@ import numpy as np
 from .. import config
 from ..errors import BackendError
 from . import features as front_end
-from .backends import WAYS, Engine, Forward, Fuse, available_cpus, choose_precision, verified, why_no_gpu
+from .backends import WAYS, Engine, Forward, Fuse, verified, why_no_gpu
 from .weights import Spec
 
 
@@ -41,11 +41,7 @@ def why_not(device: str) -> str | None:
 
 
 class Cuda(Engine):
-    """The engine's networks on a GPU; the front end stays on the CPU.
-
-    ``module`` is what has ``GpuEngine``, ``GpuResNet18`` and ``GpuFusion``: the engine's own module, or, in tests, the
-    emulated one.  The fusion is float32 in every precision.
-    """
+    """The engine's networks on a GPU; the front end stays on the CPU.  The fusion is float32 in every precision."""
 
     name = "cuda"
 
@@ -57,13 +53,10 @@ class Cuda(Engine):
         precision: str,
         card: Mapping[str, Any],
         device: str,
-        module: Any = None,
     ) -> None:
-        self._module = module or front_end.engine_module()
+        self._module = front_end.engine_module()
         self.device = f"cuda:{device_index(device)}"
-        self.threads = threads or available_cpus()
-        self.precision, self.reason = choose_precision(spec, precision, card, "cuda")
-        self.ran = self.name if self.precision == "float32" else f"{self.name}/{self.precision}"
+        self._choose(spec, precision, card, "cuda", threads)
         self._build(spec, tensors, None)
 
     @property

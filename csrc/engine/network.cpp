@@ -10,6 +10,21 @@ namespace avser {
 
 int64_t Network::attention_width() const { return std::max<int64_t>(1, blocks.back() / attention_reduction); }
 
+std::vector<int64_t> Network::token_places() const {
+  std::vector<int64_t> places;
+  for (int64_t i = 0; i < token_width(); ++i) places.push_back(i % rows() * blocks.back() + i / rows());
+  return places;
+}
+
+std::vector<int64_t> Network::feature_places() const {
+  std::vector<int64_t> places;
+  for (int64_t part = 0; part < pooled_features(); part += token_width()) {
+    for (int64_t place : token_places()) places.push_back(part + place);
+  }
+  for (int64_t i = pooled_features(); i < features(); ++i) places.push_back(i);
+  return places;
+}
+
 int64_t Network::halved(int64_t size) const {
   for (size_t i = 0; i < stem.size() + blocks.size(); ++i) size = (size + 1) / 2;
   return size;

@@ -34,6 +34,10 @@ struct Network {
   int64_t tokens() const { return halved(clip_frames); }
   int64_t rows() const { return halved(mel_bands); }
   int64_t token_width() const { return blocks.back() * rows(); }
+  // Where a token's feature, channel-major in the model, stands in a token: the channels of each mel row in turn.
+  std::vector<int64_t> token_places() const;
+  // The same of the clip feature: pooled tokens, then what the statistics path adds.
+  std::vector<int64_t> feature_places() const;
   int64_t attention_width() const;
   int64_t pooled_features() const { return token_width() * (mean_std ? 2 : 1); }
   int64_t features() const { return pooled_features() + (statistics > 0 ? statistics_hidden : 0); }

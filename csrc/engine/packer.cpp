@@ -66,6 +66,34 @@ void Packer::fold(const std::string& name, Matrix& matrix) {
   }
 }
 
+void Packer::fold_before(const std::string& name, Matrix& matrix) {
+  Matrix norm{matrix.k, 1, std::vector<double>(matrix.k, 1.0), std::vector<double>(matrix.k, 0.0)};
+  fold(name, norm);
+  for (int64_t i = 0; i < matrix.n; ++i) {
+    for (int64_t j = 0; j < matrix.k; ++j) {
+      double& weight = matrix.weight[i * matrix.k + j];
+      matrix.bias[i] += weight * norm.bias[j];
+      weight *= norm.weight[j];
+    }
+  }
+}
+
+Matrix Packer::rows_at(const std::vector<int64_t>& places, const Matrix& matrix) {
+  Matrix out = matrix;
+  for (int64_t i = 0; i < matrix.n; ++i) {
+    std::copy_n(matrix.weight.begin() + i * matrix.k, matrix.k, out.weight.begin() + places[i] * matrix.k);
+    out.bias[places[i]] = matrix.bias[i];
+  }
+  return out;
+}
+
+std::vector<double> Packer::vector_at(const std::vector<int64_t>& places, const std::string& name) {
+  const float* values = take(name, {static_cast<int64_t>(places.size())});
+  std::vector<double> out(places.size());
+  for (size_t i = 0; i < out.size(); ++i) out[places[i]] = values[i];
+  return out;
+}
+
 GemmWeights Packer::pack(const Matrix& matrix, const Packing& how) {
   const int64_t per_word = group(how.precision);
   const int64_t length = how.length > 0 ? how.length : matrix.k;

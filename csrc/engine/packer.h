@@ -61,6 +61,12 @@ class Packer {
                 bool bias = true);
   // Folds the batch norm that follows the map.
   void fold(const std::string& name, Matrix& matrix);
+  // Folds the batch norm that stands before the map: it scales columns.
+  void fold_before(const std::string& name, Matrix& matrix);
+  // The matrix with row i in place places[i].
+  static Matrix rows_at(const std::vector<int64_t>& places, const Matrix& matrix);
+  // A vector with element i in place places[i].
+  std::vector<double> vector_at(const std::vector<int64_t>& places, const std::string& name);
   GemmWeights pack(const Matrix& matrix, const Packing& how);
   // The places of a convolution's columns, (channel, ky, kx), in windows of channels-last maps whose positions are
   // `stride` elements.

@@ -20,6 +20,7 @@ class WeightsBuilder : private Packer {
                  int64_t lanes, Weights& weights)
       : Packer("Engine", tensors, lanes, weights.memory_),
         network_(network),
+        places_(network.token_places()),
         precision_(precision),
         calibration_(calibration),
         out_(weights) {}
@@ -39,12 +40,7 @@ class WeightsBuilder : private Packer {
     if (network_.statistics > 0) out_.statistics = frame_statistics();
     out_.head = {in, network_.rows(), network_.mean_std, network_.statistics > 0 ? network_.statistics_hidden : 0, {}};
     Matrix head = linear("head", network_.classes, network_.features());
-    std::vector<int64_t> places;
-    for (int64_t part = 0; part < network_.pooled_features(); part += network_.token_width()) {
-      for (int64_t place : token_places()) places.push_back(part + place);
-    }
-    for (int64_t i = network_.pooled_features(); i < network_.features(); ++i) places.push_back(i);
-    out_.head.head = pack(head, {Precision::float32, places});
+    out_.head.head = pack(head, {Precision::float32, network_.feature_places()});
     ignore("domain.");  // of an audio-visual encoder with this body: only training needs it
     finish();
     for (const auto& [name, range] : calibration_) {
@@ -197,47 +193,14 @@ class WeightsBuilder : private Packer {
     map.weight.insert(map.weight.end(), gate, gate + bands);
     map.bias.push_back(0.0);
     statistics.map = pack(map, {Precision::float32});
-    // The batch norm stands before the hidden layer: it scales columns.
-    Matrix norm{width, 1, std::vector<double>(width, 1.0), std::vector<double>(width, 0.0)};
-    fold("statistics.norm", norm);
     Matrix hidden = linear("statistics.hidden", network_.statistics_hidden, width);
-    for (int64_t i = 0; i < hidden.n; ++i) {
-      for (int64_t j = 0; j < width; ++j) {
-        double& weight = hidden.weight[i * width + j];
-        hidden.bias[i] += weight * norm.bias[j];
-        weight *= norm.weight[j];
-      }
-    }
+    fold_before("statistics.norm", hidden);
     statistics.hidden = pack(hidden, {Precision::float32});
     return statistics;
   }
 
-  // Where a token's feature, channel-major in the model, stands in a token: the channels of each mel row in turn.
-  std::vector<int64_t> token_places() const {
-    const int64_t rows = network_.rows(), channels = network_.blocks.back();
-    std::vector<int64_t> places;
-    for (int64_t i = 0; i < channels * rows; ++i) places.push_back(i % rows * channels + i / rows);
-    return places;
-  }
-
-  Matrix rows_as_tokens(const Matrix& matrix) const {
-    Matrix out = matrix;
-    const std::vector<int64_t> places = token_places();
-    for (int64_t i = 0; i < matrix.n; ++i) {
-      std::copy_n(matrix.weight.begin() + i * matrix.k, matrix.k, out.weight.begin() + places[i] * matrix.k);
-      out.bias[places[i]] = matrix.bias[i];
-    }
-    return out;
-  }
-
   // A vector over the features of a token.
-  const float* token_vector(const std::string& name) {
-    const float* values = take(name, {network_.token_width()});
-    std::vector<double> out(network_.token_width());
-    const std::vector<int64_t> places = token_places();
-    for (size_t i = 0; i < out.size(); ++i) out[places[i]] = values[i];
-    return padded(out);
-  }
+  const float* token_vector(const std::string& name) { return padded(vector_at(places_, name)); }
 
   Steps steps(const Quantisation* quantisation) {
     if (quantisation == nullptr) return {};
@@ -254,7 +217,7 @@ class WeightsBuilder : private Packer {
     const Quantisation* rectified = quantisation(value + ".hidden", hidden, true);
     const auto by_column = [&](const Quantisation* tokens, Quantisation& columns) -> const Quantisation* {
       if (tokens == nullptr) return nullptr;
-      for (int64_t place : token_places()) {
+      for (int64_t place : places_) {
         columns.size.push_back(tokens->size[place]);
         columns.zero.push_back(tokens->zero[place]);
       }
@@ -267,10 +230,10 @@ class WeightsBuilder : private Packer {
     layer.precision = precision_;
     layer.width = width;
     layer.heads = network_.encoder_heads;
-    layer.qkv = pack(linear(name + "qkv", 3 * width, width), {precision_, token_places(), 0, in, nullptr});
-    layer.out = pack(rows_as_tokens(linear(name + "out", width, width)), {precision_, {}, 0, mixed, nullptr});
-    layer.ff1 = pack(linear(name + "ff1", hidden, width), {precision_, token_places(), 0, normed, rectified});
-    layer.ff2 = pack(rows_as_tokens(linear(name + "ff2", width, hidden)), {precision_, {}, 0, rectified, nullptr});
+    layer.qkv = pack(linear(name + "qkv", 3 * width, width), {precision_, places_, 0, in, nullptr});
+    layer.out = pack(rows_at(places_, linear(name + "out", width, width)), {precision_, {}, 0, mixed, nullptr});
+    layer.ff1 = pack(linear(name + "ff1", hidden, width), {precision_, places_, 0, normed, rectified});
+    layer.ff2 = pack(rows_at(places_, linear(name + "ff2", width, hidden)), {precision_, {}, 0, rectified, nullptr});
     layer.norm1_weight = token_vector(name + "norm1.weight");
     layer.norm1_bias = token_vector(name + "norm1.bias");
     layer.norm2_weight = token_vector(name + "norm2.weight");
@@ -282,6 +245,7 @@ class WeightsBuilder : private Packer {
   }
 
   const Network& network_;
+  const std::vector<int64_t> places_;  // of a token's features
   const Precision precision_;
   const Tensors& calibration_;
   Weights& out_;

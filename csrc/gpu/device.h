@@ -3,7 +3,7 @@
 //
 // A kernel is written once against this layer and includes nothing of CUDA itself:
 //   thread(), lane(), warp(), block(), blocks()      places, as int
-//   sync(), sync_warp(), cluster_sync(), shuffle_xor()
+//   sync(), cluster_sync(), shuffle_xor()
 //   Shared<T>                                        a pointer into shared memory; checked where it is emulated
 //   copy16_async(), copy_wait()                      16 bytes from global into shared memory, behind the caller's back
 //   ldmatrix(), mma_bf16(), mma_f16(), mma_tf32()    fragments of matrices, one call per warp
@@ -24,7 +24,7 @@ namespace avser::gpu {
 
 constexpr int kWarp = 32;
 
-// The larger one; NaN where either is.
+// Keeps NaN.
 AVSER_DEVICE float relu(float x) { return x < 0.0f ? 0.0f : x; }
 AVSER_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 AVSER_DEVICE int least(int a, int b) { return a < b ? a : b; }

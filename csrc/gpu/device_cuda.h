@@ -31,7 +31,6 @@ AVSER_DEVICE int block() { return static_cast<int>(blockIdx.x); }
 AVSER_DEVICE int blocks() { return static_cast<int>(gridDim.x); }
 
 AVSER_DEVICE void sync() { __syncthreads(); }
-AVSER_DEVICE void sync_warp() { __syncwarp(); }
 AVSER_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 
 // All threads of the cluster's blocks meet; what they wrote to global memory is seen by all of them.
@@ -131,7 +130,6 @@ AVSER_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a,
 AVSER_DEVICE float exponential(float x) { return expf(x); }
 AVSER_DEVICE float tangent(float x) { return tanhf(x); }  // hyperbolic
 AVSER_DEVICE float square_root(float x) { return __fsqrt_rn(x); }
-AVSER_DEVICE bool is_nan(float x) { return x != x; }
 
 AVSER_DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
 AVSER_DEVICE float bits_float(uint32_t x) { return __uint_as_float(x); }

@@ -32,7 +32,6 @@ inline int block() { return current_thread->block->index; }
 inline int blocks() { return current_thread->launch->blocks; }
 
 inline void sync() { current_thread->block->meeting.meet(); }
-inline void sync_warp() { current_thread->warp->meeting.meet(); }
 inline void cluster_sync() { current_thread->cluster->meet(); }
 
 // Every lane brings something, and sees what all brought.
@@ -161,18 +160,9 @@ inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c);
 inline float exponential(float x) { return std::exp(x); }
 inline float tangent(float x) { return std::tanh(x); }  // hyperbolic
 inline float square_root(float x) { return std::sqrt(x); }
-inline bool is_nan(float x) { return x != x; }
 
-inline uint32_t float_bits(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-inline float bits_float(uint32_t x) {
-  float value;
-  std::memcpy(&value, &x, sizeof value);
-  return value;
-}
+inline uint32_t float_bits(float x) { return detail::bits_of(x); }
+inline float bits_float(uint32_t x) { return detail::of_bits(x); }
 inline uint32_t round_tf32(float x) { return float_to_tf32(x); }
 inline uint16_t to_bf16(float x) { return float_to_bf16(x); }
 inline uint16_t to_f16(float x) { return float_to_f16(x); }

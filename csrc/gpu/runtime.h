@@ -71,7 +71,6 @@ class WhileRecording {
 
 void copy_to_device(void* to, const void* from, int64_t bytes, Stream stream);
 void copy_from_device(void* to, const void* from, int64_t bytes, Stream stream);
-void copy_on_device(void* to, const void* from, int64_t bytes, Stream stream);
 void fill(void* at, int value, int64_t bytes, Stream stream);
 
 // What was queued between begin_capture and end_capture, to be queued again as one.

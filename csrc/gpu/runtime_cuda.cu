@@ -92,9 +92,6 @@ void copy_to_device(void* to, const void* from, int64_t bytes, Stream stream) {
 void copy_from_device(void* to, const void* from, int64_t bytes, Stream stream) {
   copy(to, from, bytes, cudaMemcpyDeviceToHost, stream);
 }
-void copy_on_device(void* to, const void* from, int64_t bytes, Stream stream) {
-  copy(to, from, bytes, cudaMemcpyDeviceToDevice, stream);
-}
 void fill(void* at, int value, int64_t bytes, Stream stream) {
   check_cuda(cudaMemsetAsync(at, value, static_cast<size_t>(bytes), native(stream)), "cudaMemsetAsync");
 }

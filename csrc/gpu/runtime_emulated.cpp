@@ -94,9 +94,6 @@ void copy_to_device(void* to, const void* from, int64_t bytes, Stream stream) {
 void copy_from_device(void* to, const void* from, int64_t bytes, Stream stream) {
   copy_to_device(to, from, bytes, stream);
 }
-void copy_on_device(void* to, const void* from, int64_t bytes, Stream stream) {
-  copy_to_device(to, from, bytes, stream);
-}
 void fill(void* at, int value, int64_t bytes, Stream stream) {
   queue(stream, [=] { std::memset(at, value, static_cast<size_t>(bytes)); });
 }

@@ -20,11 +20,8 @@ std::unique_ptr<GpuMdscm> make_engine(const std::string& spec_json, const py::di
   const Network network = read_network(spec_json);
   std::vector<FloatArray> arrays;
   const Tensors views = view_all(tensors, "GpuEngine: ", arrays);
-  GpuOptions options;
-  options.precision = gpu_precision_named(precision, "GpuEngine: precision");
-  options.device = device;
-  options.schedule = {team, group, staged};
-  options.poison = poison;
+  const GpuOptions options{
+      gpu_precision_named(precision, "GpuEngine: precision"), device, {team, group, staged}, poison};
   const py::gil_scoped_release release;
   return std::make_unique<GpuMdscm>(network, views, options);
 }
@@ -34,11 +31,8 @@ std::unique_ptr<GpuResNet18> make_resnet18(const py::dict& tensors, int64_t in_c
                                            int group, bool staged, bool poison) {
   std::vector<FloatArray> arrays;
   const Tensors views = view_all(tensors, "GpuResNet18: ", arrays);
-  GpuOptions options;
-  options.precision = gpu_precision_named(precision, "GpuResNet18: precision");
-  options.device = device;
-  options.schedule = {team, group, staged};
-  options.poison = poison;
+  const GpuOptions options{
+      gpu_precision_named(precision, "GpuResNet18: precision"), device, {team, group, staged}, poison};
   const py::gil_scoped_release release;
   return std::make_unique<GpuResNet18>(in_channels, height, width, classes, views, options);
 }

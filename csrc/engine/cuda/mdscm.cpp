@@ -35,6 +35,7 @@ class GpuMdscm::Builder : private Packer {
           std::vector<DeviceMemory>& weights)
       : Packer("GpuEngine", tensors, 8, unused_),
         network_(network),
+        places_(network.token_places()),
         format_(format_of(precision)),
         encoder_format_(precision == GpuPrecision::fp8 ? Format::fp8 : format_),
         bytes_(element_bytes(format_)),
@@ -164,39 +165,17 @@ class GpuMdscm::Builder : private Packer {
     }
   }
 
-  // Where a token's feature, channel-major in the model, stands in a token: the channels of each mel row in turn.
-  std::vector<int64_t> token_places() const {
-    const int64_t rows = network_.rows(), channels = network_.blocks.back();
-    std::vector<int64_t> places;
-    for (int64_t i = 0; i < channels * rows; ++i) places.push_back(i % rows * channels + i / rows);
-    return places;
-  }
-  Matrix rows_as_tokens(const Matrix& matrix) const {
-    Matrix out = matrix;
-    const std::vector<int64_t> places = token_places();
-    for (int64_t i = 0; i < matrix.n; ++i) {
-      std::copy_n(matrix.weight.begin() + i * matrix.k, matrix.k, out.weight.begin() + places[i] * matrix.k);
-      out.bias[places[i]] = matrix.bias[i];
-    }
-    return out;
-  }
-  const float* token_vector(const std::string& name) {
-    const float* values = take(name, {network_.token_width()});
-    const std::vector<int64_t> places = token_places();
-    std::vector<float> out(places.size());
-    for (size_t i = 0; i < out.size(); ++i) out[places[i]] = values[i];
-    return upload_.upload(out);
-  }
+  const float* token_vector(const std::string& name) { return floats(vector_at(places_, name)); }
 
   void encoder_layer(int i) {
     const std::string name = cat("body.encoder.", i, ".");
     const int64_t width = network_.token_width(), hidden = network_.encoder_ff;
     EncoderStage& layer = out_.encoder[i];
     layer.heads = static_cast<int>(network_.encoder_heads);
-    layer.qkv = upload_.upload(linear(name + "qkv", 3 * width, width), encoder_format_, token_places(), width);
-    layer.out = upload_.upload(rows_as_tokens(linear(name + "out", width, width)), encoder_format_);
-    layer.ff1 = upload_.upload(linear(name + "ff1", hidden, width), encoder_format_, token_places(), width);
-    layer.ff2 = upload_.upload(rows_as_tokens(linear(name + "ff2", width, hidden)), encoder_format_);
+    layer.qkv = upload_.upload(linear(name + "qkv", 3 * width, width), encoder_format_, places_, width);
+    layer.out = upload_.upload(rows_at(places_, linear(name + "out", width, width)), encoder_format_);
+    layer.ff1 = upload_.upload(linear(name + "ff1", hidden, width), encoder_format_, places_, width);
+    layer.ff2 = upload_.upload(rows_at(places_, linear(name + "ff2", width, hidden)), encoder_format_);
     layer.norm1 = {token_vector(name + "norm1.weight"), token_vector(name + "norm1.bias")};
     layer.norm2 = {token_vector(name + "norm2.weight"), token_vector(name + "norm2.bias")};
   }
@@ -214,17 +193,8 @@ class GpuMdscm::Builder : private Packer {
     const float* gate = take("statistics.gate.weight", {1, bands});
     map.weight.insert(map.weight.end(), gate, gate + bands);
     stage.map = floats(map.weight);
-    // The batch norm stands before the hidden layer: it scales columns.
-    Matrix norm{width, 1, std::vector<double>(width, 1.0), std::vector<double>(width, 0.0)};
-    fold("statistics.norm", norm);
     Matrix hidden = linear("statistics.hidden", network_.statistics_hidden, width);
-    for (int64_t i = 0; i < hidden.n; ++i) {
-      for (int64_t j = 0; j < width; ++j) {
-        double& weight = hidden.weight[i * width + j];
-        hidden.bias[i] += weight * norm.bias[j];
-        weight *= norm.weight[j];
-      }
-    }
+    fold_before("statistics.norm", hidden);
     stage.hidden = static_cast<int>(hidden.n);
     stage.hidden_weight = floats(hidden.weight);
     stage.hidden_bias = floats(hidden.bias);
@@ -239,14 +209,11 @@ class GpuMdscm::Builder : private Packer {
     stage.hidden = out_.statistics.hidden;
     stage.classes = static_cast<int>(network_.classes);
     const Matrix head = linear("head", network_.classes, network_.features());
-    const std::vector<int64_t> places = token_places();
-    const int64_t width = network_.token_width();
+    const std::vector<int64_t> places = network_.feature_places();
     std::vector<float> weight(head.weight.size());
     for (int64_t k = 0; k < head.n; ++k) {
       for (int64_t i = 0; i < head.k; ++i) {
-        const int64_t part = i < network_.pooled_features() ? i / width * width : i;
-        const int64_t to = i < network_.pooled_features() ? part + places[i - part] : i;
-        weight[k * head.k + to] = static_cast<float>(head.weight[k * head.k + i]);
+        weight[k * head.k + places[i]] = static_cast<float>(head.weight[k * head.k + i]);
       }
     }
     stage.weight = upload_.upload(weight);
@@ -255,6 +222,7 @@ class GpuMdscm::Builder : private Packer {
 
   std::vector<Buffer> unused_;
   const Network& network_;
+  const std::vector<int64_t> places_;  // of a token's features
   const Format format_, encoder_format_;
   const int bytes_;
   Program& out_;

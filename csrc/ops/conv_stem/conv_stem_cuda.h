@@ -21,7 +21,6 @@ struct ConvStage {
 
 // Bytes of a row that are in shared memory at a time.
 constexpr int kConvPiece = 1024;
-constexpr int kMostConvShared = kTileRows * (kConvPiece + 16);
 
 AVSER_HOST_DEVICE int conv_shared(const ConvStage& stage) {
   return kTileRows * pitch_of(stage.bytes < kConvPiece ? stage.bytes : kConvPiece);
