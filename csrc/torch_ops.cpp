@@ -11,7 +11,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <exception>
 #include <mutex>
 #include <optional>
@@ -48,17 +50,22 @@ using torch::stable::Tensor;
 class TorchExecutor final : public Executor {
  public:
   int threads() const override { return static_cast<int>(torch::stable::get_num_threads()); }
+  // Torch hands out equal shares beforehand: each worker gets a share of one, and takes pieces from there.
   void parallel_for(int64_t items, int64_t piece, LoopBody body) override {
     if (items <= 0) return;
     const int64_t pieces = (items + piece - 1) / piece;
+    std::atomic<int64_t> next{0};
     std::mutex guard;
     std::exception_ptr error;  // an exception may not cross torch's C interface
-    torch::stable::parallel_for(0, pieces, 1, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, std::min<int64_t>(threads(), pieces), 1, [&](int64_t, int64_t) {
       try {
         uint32_t worker = 0;
         STABLE_TORCH_ERROR_CODE_CHECK(torch_get_thread_idx(&worker));
-        body(begin * piece, std::min(items, end * piece), static_cast<int>(worker));
+        for (int64_t begin; (begin = piece * next.fetch_add(1, std::memory_order_relaxed)) < items;) {
+          body(begin, std::min(items, begin + piece), static_cast<int>(worker));
+        }
       } catch (...) {
+        next.store(pieces, std::memory_order_relaxed);
         std::lock_guard<std::mutex> lock(guard);
         if (!error) error = std::current_exception();
       }

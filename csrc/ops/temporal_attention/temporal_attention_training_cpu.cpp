@@ -62,30 +62,122 @@ void add_branch(const float* x, const float* branch, int64_t width, int64_t numb
     store(sum + c, load(x + c) + dropped(load(branch + c), number + c, dropout));
 }
 
-// Softmax weights of a clip's head, (tokens, stride): before and after dropout.
-struct HeadWeights {
-  int64_t stride;
-  float *kept, *dropped;
+// How the scratch of a block is cut.  Of a clip's head: the softmax weights before and after dropout, the gradient of
+// either, and that turned, (tokens, stride) each; rows of it, as they are read and as they are made, (tokens, columns)
+// each; its packed keys or values.
+struct Layout {
+  int64_t stride, columns;  // tokens and the columns of a head, rounded up
+  int64_t kept, dropped, gradient, turned, rows, made, pointers, panels, branch, bytes;
+  Layout(const TrainedLayer& layer, int64_t clips) {
+    const int64_t tokens = layer.tokens, size = layer.width / layer.heads;
+    const int64_t widest = layer.width > layer.hidden ? layer.width : layer.hidden;
+    stride = round_up(tokens, kLanes);
+    columns = round_up(size, kLanes);
+    int64_t at = 0;
+    const auto part = [&at](int64_t size_of) {
+      const int64_t here = at;
+      at += round_up(size_of, 64);
+      return here;
+    };
+    kept = part(tokens * stride * kFloat);
+    dropped = part(tokens * stride * kFloat);
+    gradient = part(tokens * stride * kFloat);
+    turned = part(tokens * stride * kFloat);
+    rows = part(tokens * columns * kFloat);
+    made = part(tokens * columns * kFloat);
+    pointers = part(tokens * static_cast<int64_t>(sizeof(float*)));
+    panels = part(packed_floats(tokens, size, kLanes) * kFloat);
+    branch = part(2 * clips * tokens * round_up(widest, kLanes) * kFloat);
+    bytes = at;
+  }
 };
 
-void head_weights(const TrainedLayer& layer, int64_t clip, int64_t head, const Rows& qkv, const HeadWeights& weights) {
-  const int64_t tokens = layer.tokens, size = layer.width / layer.heads, first = clip * tokens;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+int64_t scratch(const TrainedLayer& layer, int64_t clips) { return Layout(layer, clips).bytes; }
+
+// The attention of one head of one clip.  Its columns of a row begin at `row(i) + column`.
+class Head {
+ public:
+  Head(const TrainedLayer& layer, const Layout& layout, char* memory)
+      : kept(reinterpret_cast<float*>(memory + layout.kept)),
+        dropped(reinterpret_cast<float*>(memory + layout.dropped)),
+        gradient(reinterpret_cast<float*>(memory + layout.gradient)),
+        turned(reinterpret_cast<float*>(memory + layout.turned)),
+        stride(layout.stride),
+        tokens_(layer.tokens),
+        size_(layer.width / layer.heads),
+        columns_(layout.columns),
+        rows_(reinterpret_cast<float*>(memory + layout.rows)),
+        made_(reinterpret_cast<float*>(memory + layout.made)),
+        panels_(reinterpret_cast<float*>(memory + layout.panels)),
+        pointers_(reinterpret_cast<const float**>(memory + layout.pointers)) {
+    for (int64_t i = 0; i < tokens_; ++i) pointers_[i] = rows_ + i * columns_;
+  }
+
+  // out[i][j] = product of row i of left and row j of right; zeros beyond the tokens.
+  void products(const Rows& left, const Rows& right, float* out) const {
+    const MatrixView matrix{right.data, Precision::float32, tokens_, size_, right.stride, 1};
+    const int64_t panels = gemm_panels(tokens_, kLanes);
+    gemm_training_kernels().pack(matrix, 0, panels, panels_);
+    const GemmWeights weights = packed_weights(tokens_, size_, panels_);
+    RowBatch batch(weights, one_segment(weights), {}, 0, panels);
+    for (int64_t i = 0; i < tokens_; ++i) batch.push(left.row(i), out + i * stride, nullptr);
+    batch.flush();
+  }
+
+  // to[i] = sum over p of factors[p][i] * from[p].
+  void sums(const float* factors, const Rows& from, const Rows& to) const {
+    for (int64_t p = 0; p < tokens_; ++p) {
+      for (int64_t c = 0; c < size_; c += kLanes) {
+        store(rows_ + p * columns_ + c, load_part(from.row(p) + c, size_ - c));
+      }
+    }
+    std::memset(made_, 0, tokens_ * columns_ * kFloat);
+    gemm_training_kernels().outer(factors, stride, pointers_, 0, tokens_, tokens_, columns_, made_, columns_);
+    for (int64_t i = 0; i < tokens_; ++i) {
+      for (int64_t c = 0; c < size_; c += kLanes) {
+        store_part(to.row(i) + c, load(made_ + i * columns_ + c), size_ - c);
+      }
+    }
+  }
+
+  // turned[j][i] = x[i][j].
+  void turn(const float* x) const {
+    for (int64_t i = 0; i < tokens_; ++i) {
+      for (int64_t j = 0; j < tokens_; ++j) turned[j * stride + i] = x[i * stride + j];
+    }
+  }
+
+  float *const kept, *const dropped, *const gradient, *const turned;
+  const int64_t stride;
+
+ private:
+  const int64_t tokens_, size_, columns_;
+  float *const rows_, *const made_, *const panels_;
+  const float** const pointers_;
+};
+
+Rows columns_of(const Rows& rows, int64_t first, int64_t column) { return {rows.row(first) + column, rows.stride}; }
+
+// Number of the first weight of row i, for the dropout.
+int64_t weight_number(const TrainedLayer& layer, int64_t clip, int64_t head, int64_t i) {
+  return ((clip * layer.heads + head) * layer.tokens + i) * layer.tokens;
+}
+
+// Softmax weights, before and after dropout.
+void head_weights(const TrainedLayer& layer, int64_t clip, int64_t head, const Rows& q, const Rows& k, const Head& of) {
+  const int64_t tokens = layer.tokens;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(layer.width / layer.heads));
   const Dropout dropout = at_site(layer, kWeights);
+  of.products(q, k, of.kept);
   for (int64_t i = 0; i < tokens; ++i) {
-    const float* q = qkv.row(first + i) + head * size;
-    float* row = weights.kept + i * weights.stride;
+    float* row = of.kept + i * of.stride;
     float most = 0.0f;
     for (int64_t j = 0; j < tokens; ++j) {
-      const float* k = qkv.row(first + j) + layer.width + head * size;
-      vfloat sum{};
-      for (int64_t c = 0; c < size; c += kLanes) sum = fma(load_part(q + c, size - c), load_part(k + c, size - c), sum);
-      row[j] = lane_sum(sum) * scale;
+      row[j] *= scale;
       most = j == 0 ? row[0] : max_or_nan(most, row[j]);
     }
-    for (int64_t j = tokens; j < weights.stride; ++j) row[j] = -INFINITY;
     vfloat total{};
-    for (int64_t j = 0; j < weights.stride; j += kLanes) {
+    for (int64_t j = 0; j < of.stride; j += kLanes) {
       vfloat value = exponential(load(row + j) - broadcast(most));
       if (tokens - j < kLanes) {
         float part[kLanes] = {};
@@ -96,38 +188,12 @@ void head_weights(const TrainedLayer& layer, int64_t clip, int64_t head, const R
       total += value;
     }
     const vfloat inverse = broadcast(1.0f / lane_sum(total));
-    const int64_t number = ((clip * layer.heads + head) * tokens + i) * tokens;
-    for (int64_t j = 0; j < weights.stride; j += kLanes) {
+    const int64_t number = weight_number(layer, clip, head, i);
+    for (int64_t j = 0; j < of.stride; j += kLanes) {
       const vfloat value = load(row + j) * inverse;
       store(row + j, value);
-      store(weights.dropped + i * weights.stride + j, dropped(value, number + j, dropout));
+      store(of.dropped + i * of.stride + j, dropped(value, number + j, dropout));
     }
-  }
-}
-
-// How the scratch of a block is cut.
-struct Layout {
-  int64_t weights, branch, bytes;
-  Layout(const TrainedLayer& layer, int64_t clips) {
-    const int64_t stride = round_up(layer.tokens, kLanes), rows = clips * layer.tokens;
-    const int64_t widest = layer.width > layer.hidden ? layer.width : layer.hidden;
-    weights = 0;  // kept, dropped, and the gradient of either
-    branch = weights + 3 * layer.tokens * stride * kFloat;
-    bytes = branch + 2 * rows * round_up(widest, kLanes) * kFloat;
-  }
-};
-
-int64_t scratch(const TrainedLayer& layer, int64_t clips) { return Layout(layer, clips).bytes; }
-
-// out[c] += sum over j of factors[j * step] * rows[j][c], for the columns of a head.
-AVSER_INLINE void weighted_sum(const float* factors, int64_t step, const float* rows, int64_t stride, int64_t tokens,
-                               int64_t size, float* out) {
-  for (int64_t c = 0; c < size; c += kLanes) {
-    vfloat sum{};
-    for (int64_t j = 0; j < tokens; ++j) {
-      sum = fma(broadcast(factors[j * step]), load_part(rows + j * stride + c, size - c), sum);
-    }
-    store_part(out + c, sum, size - c);
   }
 }
 
@@ -135,9 +201,8 @@ void forward(const TrainedLayer& layer, int64_t begin, int64_t end, const LayerV
              char* memory) {
   const Layout layout(layer, end - begin);
   const int64_t tokens = layer.tokens, width = layer.width, size = width / layer.heads;
-  const int64_t first = begin * tokens, last = end * tokens, stride = round_up(tokens, kLanes);
-  float* weights = reinterpret_cast<float*>(memory + layout.weights);
-  const HeadWeights of_head{stride, weights, weights + tokens * stride};
+  const int64_t first = begin * tokens, last = end * tokens;
+  const Head of_head(layer, layout, memory);
   const int64_t widest = round_up(width > layer.hidden ? width : layer.hidden, kLanes);
   float* scratch = reinterpret_cast<float*>(memory + layout.branch);
   const Rows branch{scratch - first * widest, widest};
@@ -145,12 +210,10 @@ void forward(const TrainedLayer& layer, int64_t begin, int64_t end, const LayerV
   product(layer.in, values.x, first, last, values.qkv, nullptr, false);
   for (int64_t clip = begin; clip < end; ++clip) {
     for (int64_t head = 0; head < layer.heads; ++head) {
-      head_weights(layer, clip, head, values.qkv, of_head);
-      const float* v = values.qkv.row(clip * tokens) + 2 * width + head * size;
-      for (int64_t i = 0; i < tokens; ++i) {
-        weighted_sum(of_head.dropped + i * stride, 1, v, values.qkv.stride, tokens, size,
-                     values.mixed.row(clip * tokens + i) + head * size);
-      }
+      const Rows q = columns_of(values.qkv, clip * tokens, head * size);
+      head_weights(layer, clip, head, q, columns_of(q, 0, width), of_head);
+      of_head.turn(of_head.dropped);
+      of_head.sums(of_head.turned, columns_of(q, 0, 2 * width), columns_of(values.mixed, clip * tokens, head * size));
     }
   }
   product(layer.out, values.mixed, first, last, branch, nullptr, false);
@@ -202,56 +265,41 @@ void norm_backward(const float* x, int64_t width, float eps, const float* weight
 }
 
 void head_backward(const TrainedLayer& layer, int64_t clip, int64_t head, const Rows& qkv, const Rows& dmixed,
-                   const Rows& dqkv, const HeadWeights& weights, float* dweights) {
+                   const Rows& dqkv, const Head& of) {
   const int64_t tokens = layer.tokens, width = layer.width, size = width / layer.heads, first = clip * tokens;
-  const int64_t stride = weights.stride;
   const float scale = 1.0f / std::sqrt(static_cast<float>(size));
-  const Dropout dropout = at_site(layer, kWeights);
-  head_weights(layer, clip, head, qkv, weights);
-  const float* q = qkv.row(first) + head * size;
-  const float *k = q + width, *v = q + 2 * width;
-  const float* d = dmixed.row(first) + head * size;
-  float* dq = dqkv.row(first) + head * size;
-  for (int64_t j = 0; j < tokens; ++j) {
-    weighted_sum(weights.dropped + j, stride, d, dmixed.stride, tokens, size, dq + j * dqkv.stride + 2 * width);
-  }
+  const Rows q = columns_of(qkv, first, head * size), k = columns_of(q, 0, width), v = columns_of(q, 0, 2 * width);
+  const Rows d = columns_of(dmixed, first, head * size), dq = columns_of(dqkv, first, head * size);
+  head_weights(layer, clip, head, q, k, of);
+  of.sums(of.dropped, d, columns_of(dq, 0, 2 * width));
+  of.products(d, v, of.gradient);
+  // Through the dropout, then the softmax; the padding has weights of zero.
+  const vfloat factor = broadcast(layer.dropout.threshold == 0 ? 1.0f : layer.dropout.factor);
   for (int64_t i = 0; i < tokens; ++i) {
-    float* row = dweights + i * stride;
-    for (int64_t j = 0; j < tokens; ++j) {
-      vfloat sum{};
-      for (int64_t c = 0; c < size; c += kLanes) {
-        const vfloat of_d = load_part(d + i * dmixed.stride + c, size - c);
-        sum = fma(of_d, load_part(v + j * qkv.stride + c, size - c), sum);
-      }
-      row[j] = lane_sum(sum);
-    }
-    for (int64_t j = tokens; j < stride; ++j) row[j] = 0.0f;
-    // Through the dropout, then the softmax; the padding has weights of zero.
-    const int64_t number = ((clip * layer.heads + head) * tokens + i) * tokens;
+    float* row = of.gradient + i * of.stride;
     vfloat sum{};
-    for (int64_t j = 0; j < stride; j += kLanes) {
-      const vfloat value = dropped(load(row + j), number + j, dropout);
+    for (int64_t j = 0; j < of.stride; j += kLanes) {
+      // A weight that is zero without having been dropped has no gradient either.
+      const vfloat value = load(of.dropped + i * of.stride + j) != vfloat{} ? load(row + j) * factor : vfloat{};
       store(row + j, value);
-      sum = fma(value, load(weights.kept + i * stride + j), sum);
+      sum = fma(value, load(of.kept + i * of.stride + j), sum);
     }
     const vfloat total = broadcast(lane_sum(sum));
-    for (int64_t j = 0; j < stride; j += kLanes) {
-      store(row + j, (load(row + j) - total) * load(weights.kept + i * stride + j) * broadcast(scale));
+    for (int64_t j = 0; j < of.stride; j += kLanes) {
+      store(row + j, (load(row + j) - total) * load(of.kept + i * of.stride + j) * broadcast(scale));
     }
   }
-  for (int64_t i = 0; i < tokens; ++i) {
-    weighted_sum(dweights + i * stride, 1, k, qkv.stride, tokens, size, dq + i * dqkv.stride);
-    weighted_sum(dweights + i, stride, q, qkv.stride, tokens, size, dq + i * dqkv.stride + width);
-  }
+  of.turn(of.gradient);
+  of.sums(of.turned, k, dq);
+  of.sums(of.gradient, q, columns_of(dq, 0, width));
 }
 
 void backward(const TrainedLayer& layer, int64_t begin, int64_t end, const LayerValues& values, const Rows& grad,
               const Rows& dx, const LayerGradients& gradients, char* memory) {
   const Layout layout(layer, end - begin);
   const int64_t tokens = layer.tokens, width = layer.width, padded = round_up(width, kLanes);
-  const int64_t first = begin * tokens, last = end * tokens, stride = round_up(tokens, kLanes);
-  float* weights = reinterpret_cast<float*>(memory + layout.weights);
-  const HeadWeights of_head{stride, weights, weights + tokens * stride};
+  const int64_t first = begin * tokens, last = end * tokens;
+  const Head of_head(layer, layout, memory);
   const int64_t widest = round_up(width > layer.hidden ? width : layer.hidden, kLanes);
   float* scratch = reinterpret_cast<float*>(memory + layout.branch);
   const Rows dsum{scratch - first * widest, widest};
@@ -289,7 +337,7 @@ void backward(const TrainedLayer& layer, int64_t begin, int64_t end, const Layer
   product(layer.out_back, gradients.dprojected, first, last, other, nullptr, false);
   for (int64_t clip = begin; clip < end; ++clip) {
     for (int64_t head = 0; head < layer.heads; ++head) {
-      head_backward(layer, clip, head, values.qkv, other, gradients.dqkv, of_head, weights + 2 * tokens * stride);
+      head_backward(layer, clip, head, values.qkv, other, gradients.dqkv, of_head);
     }
   }
   for (int64_t part = 0; part < 3; ++part) {
