@@ -7,6 +7,7 @@ namespace avser::AVSER_ISA_NAMESPACE {
 namespace {
 
 constexpr int64_t kPanel = 2 * kLanes;
+constexpr int64_t kAhead = 16;  // rows of a matrix whose rows are further apart than the hardware looks ahead
 
 template <class Element>
 void pack_panel(const MatrixView& matrix, int64_t column, int64_t width, float* to) {
@@ -14,7 +15,10 @@ void pack_panel(const MatrixView& matrix, int64_t column, int64_t width, float* 
   const int64_t real = matrix.n - column < width ? matrix.n - column : width;
   if (matrix.stride_n == 1) {
     for (int64_t k = 0; k < matrix.k; ++k, from += matrix.stride_k, to += width) {
-      for (int64_t j = 0; j < width; j += kLanes) store(to + j, load_part(from + j, real - j));
+      for (int64_t j = 0; j < width; j += kLanes) {
+        __builtin_prefetch(from + kAhead * matrix.stride_k + j);
+        store(to + j, load_part(from + j, real - j));
+      }
     }
     return;
   }
@@ -25,6 +29,7 @@ void pack_panel(const MatrixView& matrix, int64_t column, int64_t width, float* 
       vfloat block[kLanes];
       for (int64_t r = 0; r < kLanes; ++r) {
         const Element* row = from + (j + r) * matrix.stride_n + k * matrix.stride_k;
+        __builtin_prefetch(row + 4 * kLanes * matrix.stride_k);
         block[r] = j + r >= real ? vfloat{} : rows ? load_part(row, left) : gather_part(row, matrix.stride_k, left);
       }
       transpose(block);

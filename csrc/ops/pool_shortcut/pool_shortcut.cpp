@@ -15,9 +15,11 @@ struct Packed {
         op{a.x, a.shortcut, before.before, shortcut_before.before, a.dropout} {}
 };
 
-int64_t image_bytes(const PoolShortcutArguments& a) {
-  const int64_t stride = round_up(a.x.channels, float_lanes(current_isa()));
-  return a.x.positions() * stride * static_cast<int64_t>(sizeof(float));
+// Scratch of `images` images of x, `rows` rows of its channels and a row of y with two vectors beyond.
+int64_t scratch_bytes(const PoolShortcutArguments& a, int64_t images, int64_t rows) {
+  const int64_t lanes = float_lanes(current_isa()), stride = round_up(a.x.channels, lanes);
+  const int64_t row = a.shortcut.width * a.x.channels + 2 * lanes;
+  return (images * a.x.positions() * stride + rows * stride + row) * static_cast<int64_t>(sizeof(float));
 }
 
 }  // namespace
@@ -25,7 +27,7 @@ int64_t image_bytes(const PoolShortcutArguments& a) {
 void pool_shortcut(const PoolShortcutArguments& arguments, const MapView& y, Executor& executor) {
   const PoolShortcutKernels& kernels = AVSER_PICK(pool_shortcut_kernels);
   const Packed packed(arguments);
-  for_each_with_scratch(executor, y.n, image_bytes(arguments), [&](int64_t i, char* memory) {
+  for_each_with_scratch(executor, y.n, scratch_bytes(arguments, 1, 0), [&](int64_t i, char* memory) {
     kernels.forward(packed.op, y, i, reinterpret_cast<float*>(memory));
   });
 }
@@ -36,8 +38,7 @@ void pool_shortcut_backward(const PoolShortcutArguments& arguments, const MapVie
   const Packed packed(arguments);
   const int64_t channels = arguments.x.channels, stride = round_up(channels, float_lanes(current_isa()));
   BatchSums sums(arguments.x.n, 4 * stride, 0);
-  const int64_t bytes = 2 * image_bytes(arguments) + 4 * stride * static_cast<int64_t>(sizeof(float));
-  sums.run(executor, bytes, [&](int64_t i, double* mine, float*, char* memory) {
+  sums.run(executor, scratch_bytes(arguments, 2, 4), [&](int64_t i, double* mine, float*, char* memory) {
     const PoolShortcutSums into{mine, mine + stride, mine + 2 * stride, mine + 3 * stride};
     kernels.backward(packed.op, grad, results.dx, results.dshortcut, i, into, reinterpret_cast<float*>(memory));
   });

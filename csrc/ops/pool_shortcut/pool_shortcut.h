@@ -22,7 +22,8 @@ struct PoolShortcutSums {
 };
 
 struct PoolShortcutKernels {
-  // Image i; scratch holds an image of x, in the backward two and 4 sums, channels rounded up.
+  // Image i; scratch holds an image of x, in the backward two and 4 sums, channels rounded up, and a row of y with two
+  // vectors beyond.
   void (*forward)(const PoolShortcut& op, const MapView& y, int64_t i, float* scratch);
   void (*backward)(const PoolShortcut& op, const MapView& grad, const MapView& dx, const MapView& dshortcut, int64_t i,
                    const PoolShortcutSums& sums, float* scratch);

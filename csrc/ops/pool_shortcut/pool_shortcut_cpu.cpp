@@ -32,12 +32,20 @@ struct Window {
   }
 };
 
+// The factors of dropout of row h of image i of y, with a vector beyond: `channels` of a position after the other.
+void draw_row(const PoolShortcut& op, const MapView& y, int64_t i, int64_t h, float* factors) {
+  const int64_t count = y.width * y.channels;
+  draw(op.dropout, (i * y.height + h) * count, count + kLanes, factors);
+}
+
 template <class Element>
 void forward(const PoolShortcut& op, const MapView& y, int64_t i, float* scratch) {
   const int64_t stride = round_up(y.channels, kLanes), width = op.x.width, row = width * stride;
+  float* factors = scratch + op.x.height * row;
   load_image<Element>(op, i, stride, scratch);
   for (int64_t h = 0; h < y.height; ++h) {
     const Window window(op.x, h);
+    draw_row(op, y, i, h, factors);
     for (int64_t c = 0; c < y.channels; c += kLanes) {
       const float* from = scratch + window.first * row + c;
       const auto column = [&](int64_t q) {
@@ -45,9 +53,8 @@ void forward(const PoolShortcut& op, const MapView& y, int64_t i, float* scratch
         for (int64_t r = 1; r < window.count; ++r) most = max_or_nan(most, load(from + r * row + q * stride));
         return most;
       };
-      int64_t number = (i * y.height + h) * y.width * y.channels + c;
       vfloat left{};
-      for (int64_t w = 0; w < y.width; ++w, number += y.channels) {
+      for (int64_t w = 0; w < y.width; ++w) {
         vfloat most = column(2 * w);
         if (w > 0) most = max_or_nan(left, most);
         if (2 * w + 1 < width) {
@@ -55,7 +62,7 @@ void forward(const PoolShortcut& op, const MapView& y, int64_t i, float* scratch
           most = max_or_nan(most, left);
         }
         const vfloat other = prepared(value_at<Element>(op.shortcut, i, h, w, c), op.shortcut_before, c);
-        const vfloat sum = dropped(most + other, number, op.dropout);
+        const vfloat sum = dropped(most + other, load(factors + w * y.channels + c));
         store_part(reinterpret_cast<Element*>(y.at(i, h, w)) + c, sum, y.channels - c);
       }
     }
@@ -82,10 +89,12 @@ void backward(const PoolShortcut& op, const MapView& grad, const MapView& dx, co
   const int64_t channels = op.x.channels, stride = round_up(channels, kLanes), width = op.x.width, row = width * stride;
   float* gradient = scratch + op.x.height * row;
   float* of_image = gradient + op.x.height * row;  // sums, added to row by row
+  float* factors = of_image + 4 * stride;
   load_image<Element>(op, i, stride, scratch);
   std::memset(gradient, 0, (op.x.height * row + 4 * stride) * sizeof(float));
   for (int64_t h = 0; h < grad.height; ++h) {
     const Window window(op.x, h);
+    draw_row(op, grad, i, h, factors);
     for (int64_t c = 0; c < channels; c += kLanes) {
       const float* from = scratch + window.first * row + c;
       float* to = gradient + window.first * row + c;
@@ -102,10 +111,9 @@ void backward(const PoolShortcut& op, const MapView& grad, const MapView& dx, co
       const vfloat shortcut_mean = load(op.shortcut_before.mean + c);
       const vfloat shortcut_scale = load(op.shortcut_before.scale + c);
       vfloat row_scale{}, row_shift{};
-      int64_t number = (i * grad.height + h) * grad.width * channels + c;
       Largest left{};
-      for (int64_t w = 0; w < grad.width; ++w, number += channels) {
-        const vfloat d = dropped(value_at<Element>(grad, i, h, w, c), number, op.dropout);
+      for (int64_t w = 0; w < grad.width; ++w) {
+        const vfloat d = dropped(value_at<Element>(grad, i, h, w, c), load(factors + w * channels + c));
         row_shift += d;
         row_scale = fma(d, value_at<Element>(op.shortcut, i, h, w, c) - shortcut_mean, row_scale);
         store_part(reinterpret_cast<Element*>(dshortcut.at(i, h, w)) + c, d * shortcut_scale, channels - c);

@@ -55,19 +55,27 @@ void normalize(const float* x, const RowNorm& norm, const float* weight, const f
   }
 }
 
-// sum = x + dropout(branch), a row.
-void add_branch(const float* x, const float* branch, int64_t width, int64_t number, const Dropout& dropout,
-                float* sum) {
-  for (int64_t c = 0; c < width; c += kLanes)
-    store(sum + c, load(x + c) + dropped(load(branch + c), number + c, dropout));
+// dropout(x), row r of those of its site; `factors` has room for a row.
+void drop_row(const float* x, int64_t width, int64_t r, const Dropout& dropout, float* factors, float* y) {
+  draw(dropout, r * width, width, factors);
+  for (int64_t c = 0; c < width; c += kLanes) store(y + c, dropped(load(x + c), load(factors + c)));
 }
 
-// How the scratch of a block is cut.  Of a clip's head: the softmax weights before and after dropout, the gradient of
+// sum = x + dropout(branch), row r.
+void add_branch(const float* x, const float* branch, int64_t width, int64_t r, const Dropout& dropout, float* factors,
+                float* sum) {
+  draw(dropout, r * width, width, factors);
+  for (int64_t c = 0; c < width; c += kLanes) {
+    store(sum + c, load(x + c) + dropped(load(branch + c), load(factors + c)));
+  }
+}
+
+// How the scratch of a block is cut.  Factors of dropout, of a row or of a head's weights.  Of a clip's head: the softmax weights before and after dropout, the gradient of
 // either, and that turned, (tokens, stride) each; rows of it, as they are read and as they are made, (tokens, columns)
 // each; its packed keys or values.
 struct Layout {
   int64_t stride, columns;  // tokens and the columns of a head, rounded up
-  int64_t kept, dropped, gradient, turned, rows, made, pointers, panels, branch, bytes;
+  int64_t factors, kept, dropped, gradient, turned, rows, made, pointers, panels, branch, bytes;
   Layout(const TrainedLayer& layer, int64_t clips) {
     const int64_t tokens = layer.tokens, size = layer.width / layer.heads;
     const int64_t widest = layer.width > layer.hidden ? layer.width : layer.hidden;
@@ -79,6 +87,7 @@ struct Layout {
       at += round_up(size_of, 64);
       return here;
     };
+    factors = part((tokens * stride > widest ? tokens * stride : round_up(widest, kLanes)) * kFloat);
     kept = part(tokens * stride * kFloat);
     dropped = part(tokens * stride * kFloat);
     gradient = part(tokens * stride * kFloat);
@@ -98,7 +107,8 @@ int64_t scratch(const TrainedLayer& layer, int64_t clips) { return Layout(layer,
 class Head {
  public:
   Head(const TrainedLayer& layer, const Layout& layout, char* memory)
-      : kept(reinterpret_cast<float*>(memory + layout.kept)),
+      : factors(reinterpret_cast<float*>(memory + layout.factors)),
+        kept(reinterpret_cast<float*>(memory + layout.kept)),
         dropped(reinterpret_cast<float*>(memory + layout.dropped)),
         gradient(reinterpret_cast<float*>(memory + layout.gradient)),
         turned(reinterpret_cast<float*>(memory + layout.turned)),
@@ -147,7 +157,7 @@ class Head {
     }
   }
 
-  float *const kept, *const dropped, *const gradient, *const turned;
+  float *const factors, *const kept, *const dropped, *const gradient, *const turned;
   const int64_t stride;
 
  private:
@@ -158,17 +168,13 @@ class Head {
 
 Rows columns_of(const Rows& rows, int64_t first, int64_t column) { return {rows.row(first) + column, rows.stride}; }
 
-// Number of the first weight of row i, for the dropout.
-int64_t weight_number(const TrainedLayer& layer, int64_t clip, int64_t head, int64_t i) {
-  return ((clip * layer.heads + head) * layer.tokens + i) * layer.tokens;
-}
-
 // Softmax weights, before and after dropout.
 void head_weights(const TrainedLayer& layer, int64_t clip, int64_t head, const Rows& q, const Rows& k, const Head& of) {
   const int64_t tokens = layer.tokens;
   const float scale = 1.0f / std::sqrt(static_cast<float>(layer.width / layer.heads));
-  const Dropout dropout = at_site(layer, kWeights);
   of.products(q, k, of.kept);
+  draw(at_site(layer, kWeights), (clip * layer.heads + head) * tokens * tokens, (tokens - 1) * tokens + of.stride,
+       of.factors);
   for (int64_t i = 0; i < tokens; ++i) {
     float* row = of.kept + i * of.stride;
     float most = 0.0f;
@@ -188,11 +194,10 @@ void head_weights(const TrainedLayer& layer, int64_t clip, int64_t head, const R
       total += value;
     }
     const vfloat inverse = broadcast(1.0f / lane_sum(total));
-    const int64_t number = weight_number(layer, clip, head, i);
     for (int64_t j = 0; j < of.stride; j += kLanes) {
       const vfloat value = load(row + j) * inverse;
       store(row + j, value);
-      store(of.dropped + i * of.stride + j, dropped(value, number + j, dropout));
+      store(of.dropped + i * of.stride + j, dropped(value, load(of.factors + i * tokens + j)));
     }
   }
 }
@@ -219,23 +224,21 @@ void forward(const TrainedLayer& layer, int64_t begin, int64_t end, const LayerV
   product(layer.out, values.mixed, first, last, branch, nullptr, false);
   const int64_t padded = round_up(width, kLanes);
   for (int64_t r = first; r < last; ++r) {
-    add_branch(values.x.row(r), branch.row(r), width, r * width, at_site(layer, kProjected), values.sum1.row(r));
+    add_branch(values.x.row(r), branch.row(r), width, r, at_site(layer, kProjected), of_head.factors,
+               values.sum1.row(r));
     normalize(values.sum1.row(r), RowNorm(values.sum1.row(r), width, layer.eps), layer.norm1_weight, layer.norm1_bias,
               padded, middle.row(r));
   }
   product(layer.ff1, middle, first, last, values.hidden, nullptr, true);
   if (layer.dropout.threshold != 0) {
-    const Dropout dropout = at_site(layer, kHidden);
     for (int64_t r = first; r < last; ++r) {
       float* row = values.hidden.row(r);
-      for (int64_t c = 0; c < layer.hidden; c += kLanes) {
-        store(row + c, dropped(load(row + c), r * layer.hidden + c, dropout));
-      }
+      drop_row(row, layer.hidden, r, at_site(layer, kHidden), of_head.factors, row);
     }
   }
   product(layer.ff2, values.hidden, first, last, branch, nullptr, false);
   for (int64_t r = first; r < last; ++r) {
-    add_branch(middle.row(r), branch.row(r), width, r * width, at_site(layer, kSecond), values.sum2.row(r));
+    add_branch(middle.row(r), branch.row(r), width, r, at_site(layer, kSecond), of_head.factors, values.sum2.row(r));
     normalize(values.sum2.row(r), RowNorm(values.sum2.row(r), width, layer.eps), layer.norm2_weight, layer.norm2_bias,
               padded, y.row(r));
   }
@@ -274,13 +277,11 @@ void head_backward(const TrainedLayer& layer, int64_t clip, int64_t head, const 
   of.sums(of.dropped, d, columns_of(dq, 0, 2 * width));
   of.products(d, v, of.gradient);
   // Through the dropout, then the softmax; the padding has weights of zero.
-  const vfloat factor = broadcast(layer.dropout.threshold == 0 ? 1.0f : layer.dropout.factor);
   for (int64_t i = 0; i < tokens; ++i) {
     float* row = of.gradient + i * of.stride;
     vfloat sum{};
     for (int64_t j = 0; j < of.stride; j += kLanes) {
-      // A weight that is zero without having been dropped has no gradient either.
-      const vfloat value = load(of.dropped + i * of.stride + j) != vfloat{} ? load(row + j) * factor : vfloat{};
+      const vfloat value = dropped(load(row + j), load(of.factors + i * tokens + j));
       store(row + j, value);
       sum = fma(value, load(of.kept + i * of.stride + j), sum);
     }
@@ -307,13 +308,10 @@ void backward(const TrainedLayer& layer, int64_t begin, int64_t end, const Layer
   const auto norms = [&](int64_t row, int64_t which) { return gradients.norms + (row / tokens * 4 + which) * padded; };
   for (int64_t clip = begin; clip < end; ++clip) std::memset(norms(clip * tokens, 0), 0, 4 * padded * kFloat);
 
-  const Dropout second = at_site(layer, kSecond), projected = at_site(layer, kProjected);
   for (int64_t r = first; r < last; ++r) {
     norm_backward(values.sum2.row(r), width, layer.eps, layer.norm2_weight, grad.row(r), dsum.row(r), norms(r, 2),
                   norms(r, 3));
-    for (int64_t c = 0; c < width; c += kLanes) {
-      store(gradients.dsecond.row(r) + c, dropped(load(dsum.row(r) + c), r * width + c, second));
-    }
+    drop_row(dsum.row(r), width, r, at_site(layer, kSecond), of_head.factors, gradients.dsecond.row(r));
     normalize(values.sum1.row(r), RowNorm(values.sum1.row(r), width, layer.eps), layer.norm1_weight, layer.norm1_bias,
               padded, gradients.middle.row(r));
   }
@@ -330,9 +328,7 @@ void backward(const TrainedLayer& layer, int64_t begin, int64_t end, const Layer
   for (int64_t r = first; r < last; ++r) {
     norm_backward(values.sum1.row(r), width, layer.eps, layer.norm1_weight, other.row(r), dsum.row(r), norms(r, 0),
                   norms(r, 1));
-    for (int64_t c = 0; c < width; c += kLanes) {
-      store(gradients.dprojected.row(r) + c, dropped(load(dsum.row(r) + c), r * width + c, projected));
-    }
+    drop_row(dsum.row(r), width, r, at_site(layer, kProjected), of_head.factors, gradients.dprojected.row(r));
   }
   product(layer.out_back, gradients.dprojected, first, last, other, nullptr, false);
   for (int64_t clip = begin; clip < end; ++clip) {
@@ -351,6 +347,7 @@ void backward(const TrainedLayer& layer, int64_t begin, int64_t end, const Layer
 constexpr int64_t kDepth =
     140;  // rows of a product of packed panels: one of `right` stays in L1 for all tiles of a strip
 constexpr int64_t kTile = Float32::kRows;
+constexpr int64_t kAhead = 16;  // rows: they lie further apart than the hardware looks ahead
 
 int64_t tiles_of(int64_t columns) { return (columns + kTile - 1) / kTile; }
 
@@ -383,6 +380,7 @@ void strip(const Rows& left, int64_t begin, int64_t end, int64_t count, const fl
     std::memset(sums, 0, round_up(width, kLanes) * kFloat);
     for (int64_t p = 0; p < depth; ++p) {
       const float* from = left.row(first + p) + begin;
+      for (int64_t c = 0; c < width; c += kLanes) __builtin_prefetch(from + kAhead * left.stride + c);
       for (int64_t t = 0; t < layout.tiles; ++t) {
         const int64_t rows = width - t * kTile < kTile ? width - t * kTile : kTile;
         // Whole vectors: what is written too far is overwritten by the next row.
