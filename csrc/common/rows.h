@@ -53,13 +53,11 @@ AVSER_INLINE bool dense_image(const MapView& x) { return dense_rows(x) && x.stri
 // A row of positions, prepared; channels in whole vectors.
 template <class Element, bool Norm, bool Relu>
 AVSER_INLINE void prepare_row(const Element* from, int64_t width, int64_t channels, const Before& before, float* to) {
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    const vfloat mean = Norm ? load(before.mean + c) : vfloat{}, scale = Norm ? load(before.scale + c) : vfloat{};
-    const vfloat shift = Norm ? load(before.shift + c) : vfloat{};
-    for (int64_t w = 0; w < width; ++w) {
-      vfloat x = load_operand(from + w * channels + c);
-      if (Norm) x = fma(x - mean, scale, shift);
-      store(to + w * channels + c, Relu ? relu(x) : x);
+  for (int64_t w = 0; w < width; ++w, from += channels, to += channels) {
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      vfloat x = load_operand(from + c);
+      if (Norm) x = fma(x - load(before.mean + c), load(before.scale + c), load(before.shift + c));
+      store(to + c, Relu ? relu(x) : x);
     }
   }
 }
@@ -119,18 +117,13 @@ void output_gradient(const OutputGradient& out, int64_t i, int64_t begin, int64_
   const MapView &g = out.grad, &y = out.y;
   const int64_t channels = g.channels, stride = round_up(channels, kLanes);
   if (dense_image(g) && dense_image(y)) {
-    constexpr int64_t kBlock = 8;  // positions that share the loads of the terms
     const Element* grad = reinterpret_cast<const Element*>(g.at(i, 0, 0)) + begin * channels;
     const Element* value = reinterpret_cast<const Element*>(y.at(i, 0, 0)) + begin * channels;
-    for (int64_t p = begin; p < end; p += kBlock) {
-      const int64_t count = end - p < kBlock ? end - p : kBlock;
+    for (int64_t p = begin; p < end; ++p, grad += channels, value += channels, to += channels) {
       for (int64_t c = 0; c < channels; c += kLanes) {
-        const vfloat mean = load(out.y_mean + c), direct = load(out.mean_term + c), along = load(out.var_term + c);
-        for (int64_t q = c; q < count * channels; q += channels) {
-          store(to + q, fma(load_operand(value + q) - mean, along, load_operand(grad + q) + direct));
-        }
+        const vfloat away = load_operand(value + c) - load(out.y_mean + c);
+        store(to + c, fma(away, load(out.var_term + c), load_operand(grad + c) + load(out.mean_term + c)));
       }
-      grad += count * channels, value += count * channels, to += count * channels;
     }
     return;
   }

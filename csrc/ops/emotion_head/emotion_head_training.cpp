@@ -11,24 +11,38 @@ namespace {
 
 constexpr double kPoolEpsilon = 1e-5;  // reference.emotion_head.POOL_EPS
 
-std::vector<float> all(const void* values, Precision precision, int64_t n) {
-  return padded_floats(values, precision, 1, n, n);
-}
+// Values as floats: in place where they are.
+struct Floats {
+  std::vector<float> copy;
+  const float* data;
+  Floats(const void* values, Precision precision, int64_t n) : data(static_cast<const float*>(values)) {
+    if (precision == Precision::float32) return;
+    copy = padded_floats(values, precision, 1, n, n);
+    data = copy.data();
+  }
+  Floats(const Floats&) = delete;
+  float operator[](int64_t i) const { return data[i]; }
+};
 
 // Means of a clip's tokens, and their deviations if asked.
 void pool(const HeadArguments& a, const float* tokens, float* features) {
+  std::vector<double> mean(a.width), squares(a.width);
+  for (int64_t t = 0; t < a.tokens; ++t) {
+    for (int64_t d = 0; d < a.width; ++d) mean[d] += tokens[t * a.width + d];
+  }
   for (int64_t d = 0; d < a.width; ++d) {
-    double sum = 0.0;
-    for (int64_t t = 0; t < a.tokens; ++t) sum += tokens[t * a.width + d];
-    const double mean = sum / static_cast<double>(a.tokens);
-    features[d] = static_cast<float>(mean);
-    if (!a.deviations) continue;
-    double squares = 0.0;
-    for (int64_t t = 0; t < a.tokens; ++t) {
-      const double away = tokens[t * a.width + d] - mean;
-      squares += away * away;
+    mean[d] /= static_cast<double>(a.tokens);
+    features[d] = static_cast<float>(mean[d]);
+  }
+  if (!a.deviations) return;
+  for (int64_t t = 0; t < a.tokens; ++t) {
+    for (int64_t d = 0; d < a.width; ++d) {
+      const double away = tokens[t * a.width + d] - mean[d];
+      squares[d] += away * away;
     }
-    features[a.width + d] = static_cast<float>(std::sqrt(squares / static_cast<double>(a.tokens) + kPoolEpsilon));
+  }
+  for (int64_t d = 0; d < a.width; ++d) {
+    features[a.width + d] = static_cast<float>(std::sqrt(squares[d] / static_cast<double>(a.tokens) + kPoolEpsilon));
   }
 }
 
@@ -40,16 +54,15 @@ const char* offset(const void* values, int64_t elements, Precision precision) {
 
 void trained_head(const HeadArguments& a, void* features, void* logits, Executor& executor) {
   const int64_t width = a.features(), pooled = width - a.statistics;
-  const std::vector<float> weight = all(a.weight, a.precision, a.classes * width);
-  const std::vector<float> bias = all(a.bias, a.precision, a.classes);
+  const Floats weight(a.weight, a.precision, a.classes * width), bias(a.bias, a.precision, a.classes);
   executor.parallel_for(a.n, 1, [&](int64_t begin, int64_t end, int) {
     std::vector<float> row(width);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t count = a.tokens * a.width;
-      pool(a, all(offset(a.values, i * count, a.precision), a.precision, count).data(), row.data());
+      pool(a, Floats(offset(a.values, i * count, a.precision), a.precision, count).data, row.data());
       if (a.statistics > 0) {
-        const auto given = all(offset(a.of_statistics, i * a.statistics, a.precision), a.precision, a.statistics);
-        std::copy(given.begin(), given.end(), row.begin() + pooled);
+        const Floats given(offset(a.of_statistics, i * a.statistics, a.precision), a.precision, a.statistics);
+        std::copy(given.data, given.data + a.statistics, row.begin() + pooled);
       }
       for (int64_t d = 0; d < width; ++d) store_value(row[d], features, a.precision, i * width + d);
       for (int64_t k = 0; k < a.classes; ++k) {
@@ -63,50 +76,45 @@ void trained_head(const HeadArguments& a, void* features, void* logits, Executor
 
 void trained_head_backward(const HeadArguments& a, const HeadGradients& g, Executor& executor) {
   const int64_t width = a.features(), pooled = width - a.statistics, count = a.tokens * a.width;
-  const std::vector<float> weight = all(a.weight, a.precision, a.classes * width);
-  const std::vector<float> grad_logits = all(g.grad_logits, a.precision, a.n * a.classes);
-  const std::vector<float> features = all(g.features, a.precision, a.n * width);
+  const Floats weight(a.weight, a.precision, a.classes * width);
+  const Floats grad_logits(g.grad_logits, a.precision, a.n * a.classes), features(g.features, a.precision, a.n * width);
   executor.parallel_for(a.n, 1, [&](int64_t begin, int64_t end, int) {
+    std::vector<double> d(width), values(a.width);
+    std::vector<float> row(width);
     for (int64_t i = begin; i < end; ++i) {
-      std::vector<float> d = all(offset(g.grad_features, i * width, a.precision), a.precision, width);
-      for (int64_t c = 0; c < width; ++c) {
-        double sum = d[c];
-        for (int64_t k = 0; k < a.classes; ++k) {
-          sum += static_cast<double>(grad_logits[i * a.classes + k]) * weight[k * width + c];
-        }
-        d[c] = static_cast<float>(sum);
+      const Floats given(offset(g.grad_features, i * width, a.precision), a.precision, width);
+      std::copy(given.data, given.data + width, d.begin());
+      for (int64_t k = 0; k < a.classes; ++k) {
+        const double of_logit = grad_logits[i * a.classes + k];
+        for (int64_t c = 0; c < width; ++c) d[c] += of_logit * weight[k * width + c];
       }
-      for (int64_t j = 0; j < a.statistics; ++j) {
-        store_value(d[pooled + j], g.statistics, a.precision, i * a.statistics + j);
-      }
-      const std::vector<float> tokens = all(offset(a.values, i * count, a.precision), a.precision, count);
+      store_values(d.data() + pooled, a.statistics, g.statistics, a.precision, i * a.statistics);
+      const Floats tokens(offset(a.values, i * count, a.precision), a.precision, count);
       const double share = 1.0 / static_cast<double>(a.tokens);
-      std::vector<float> row(width);
-      if (a.deviations) pool(a, tokens.data(), row.data());
+      if (a.deviations) pool(a, tokens.data, row.data());
       for (int64_t t = 0; t < a.tokens; ++t) {
-        for (int64_t c = 0; c < a.width; ++c) {
-          double value = d[c] * share;
-          if (a.deviations) {
-            const double away = static_cast<double>(tokens[t * a.width + c]) - row[c];
-            value += d[a.width + c] * away * share / row[a.width + c];
-          }
-          store_value(value, g.tokens, a.precision, i * count + t * a.width + c);
+        for (int64_t c = 0; c < a.width; ++c) values[c] = d[c] * share;
+        for (int64_t c = 0; a.deviations && c < a.width; ++c) {
+          const double away = static_cast<double>(tokens[t * a.width + c]) - row[c];
+          values[c] += d[a.width + c] * away * share / row[a.width + c];
         }
+        store_values(values.data(), a.width, g.tokens, a.precision, i * count + t * a.width);
       }
     }
   });
-  for (int64_t k = 0; k < a.classes; ++k) {
-    double sum = 0.0;
-    for (int64_t i = 0; i < a.n; ++i) sum += grad_logits[i * a.classes + k];
-    store_value(sum, g.bias, a.precision, k);
-    for (int64_t c = 0; c < width; ++c) {
-      double product = 0.0;
+  executor.parallel_for(a.classes, 1, [&](int64_t begin, int64_t end, int) {
+    for (int64_t k = begin; k < end; ++k) {
+      double sum = 0.0;
+      std::vector<double> products(width);
       for (int64_t i = 0; i < a.n; ++i) {
-        product += static_cast<double>(grad_logits[i * a.classes + k]) * features[i * width + c];
+        const double of_logit = grad_logits[i * a.classes + k];
+        sum += of_logit;
+        for (int64_t c = 0; c < width; ++c) products[c] += of_logit * features[i * width + c];
       }
-      store_value(product, g.weight, a.precision, k * width + c);
+      store_value(sum, g.bias, a.precision, k);
+      store_values(products.data(), width, g.weight, a.precision, k * width);
     }
-  }
+  });
 }
 
 double clip_cross_entropy(const LossArguments& a, double grad, float* gradient) {

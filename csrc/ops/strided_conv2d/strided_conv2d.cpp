@@ -77,11 +77,10 @@ void strided_conv2d_backward(const StridedArguments& arguments, const Convolutio
   const int64_t in = round_up(arguments.x.channels, lanes), padded_out = round_up(channels, lanes);
   const int64_t n = out.y.positions() > 0 ? out.y.n : 0;
   const bool weights = results.weight != nullptr;
-  MapView dx = results.dx;
-  if (dx.data != nullptr && arguments.kernel == 1) {
-    std::memset(dx.data, 0, dx.n * dx.positions() * dx.channels * element_bytes(dx.precision));
-    dx = halved_view(dx);
-  }
+  // A 1x1 kernel fills every other position of dx; the others are zeros.
+  const bool sparse = results.dx.data != nullptr && arguments.kernel == 1;
+  const MapView dx = sparse ? halved_view(results.dx) : results.dx;
+  const int64_t image_bytes = results.dx.positions() * results.dx.channels * element_bytes(results.dx.precision);
   const int64_t segment = packed.op.segment(lanes), row = arguments.kernel * segment;
   const bool few = packed.op.few(lanes);
   const int64_t windows = arguments.kernel * arguments.kernel * arguments.x.channels;
@@ -90,6 +89,7 @@ void strided_conv2d_backward(const StridedArguments& arguments, const Convolutio
   BatchSums sums(n, 2 * in + padded_out, large);
   sums.run(executor, kernels.backward_scratch(packed.op), [&](int64_t i, double* small, float* matrix, char* memory) {
     const StridedSums into{weights ? matrix : nullptr, small + 2 * in, small, small + in};
+    if (sparse) std::memset(results.dx.at(i, 0, 0), 0, image_bytes);
     kernels.backward(packed.op, gradient.gradient, dx, i, into, memory);
   });
   const Precision precision = arguments.x.precision;
@@ -99,21 +99,21 @@ void strided_conv2d_backward(const StridedArguments& arguments, const Convolutio
   }
   if (!weights) return;
   for (int64_t o = 0; o < channels; ++o) store_value(sums.of_doubles(2 * in + o), results.bias, precision, o);
-  std::vector<double> weight(large);
-  sums.of_floats(0, large, weight.data());
-  const int64_t kernel = arguments.kernel, stride = packed.op.x_stride;
-  for (int64_t o = 0; o < channels; ++o) {
-    for (int64_t c = 0; c < arguments.x.channels; ++c) {
-      for (int64_t ky = 0; ky < kernel; ++ky) {
-        for (int64_t kx = 0; kx < kernel; ++kx) {
-          const int64_t at =
-              few ? ((ky * kernel + kx) * stride + c) * padded_out + o : o * row + ky * segment + kx * stride + c;
-          store_value(weight[at], results.weight, precision,
-                      ((o * arguments.x.channels + c) * kernel + ky) * kernel + kx);
+  const int64_t kernel = arguments.kernel, taps = kernel * kernel, inputs = arguments.x.channels;
+  executor.parallel_for(channels, few ? channels : 16, [&](int64_t begin, int64_t end, int) {
+    const int64_t first = few ? 0 : begin * row, count = few ? large : (end - begin) * row;
+    std::vector<double> weight(count);
+    sums.of_floats(first, count, weight.data());
+    for (int64_t o = begin; o < end; ++o) {
+      for (int64_t c = 0; c < inputs; ++c) {
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          const int64_t at = few ? (tap * inputs + c) * padded_out + o
+                                 : o * row + tap / kernel * segment + tap % kernel * packed.op.x_stride + c;
+          store_value(weight[at - first], results.weight, precision, (o * inputs + c) * taps + tap);
         }
       }
     }
-  }
+  });
 }
 
 }  // namespace avser
