@@ -86,10 +86,12 @@ BatchSums::BatchSums(int64_t images, int64_t doubles, int64_t floats)
       doubles_(shares_ * doubles, 0.0),
       floats_(shares_ * floats * static_cast<int64_t>(sizeof(float))) {}
 
-double BatchSums::of_doubles(int64_t at) const {
-  double sum = 0.0;
-  for (int64_t share = 0; share < shares_; ++share) sum += doubles_[share * double_count_ + at];
-  return sum;
+std::vector<double> BatchSums::of_doubles() const {
+  std::vector<double> sums(double_count_);
+  for (int64_t share = 0; share < shares_; ++share) {
+    for (int64_t i = 0; i < double_count_; ++i) sums[i] += doubles_[share * double_count_ + i];
+  }
+  return sums;
 }
 
 void BatchSums::of_floats(int64_t at, int64_t n, double* sums) const {
@@ -117,16 +119,19 @@ Moments BatchMoments::of(int64_t image) {
 }
 
 void BatchMoments::finish(int64_t channels, int64_t count, float* mean, float* var) const {
-  for (int64_t c = 0; c < channels; ++c) {
-    double average = 0.0, squares = 0.0;
-    for (int64_t i = 0; i < images_; ++i) {
-      const double* of = values_.data() + 2 * i * stride_ + c;
-      const double apart = of[0] - average, share = 1.0 / static_cast<double>(i + 1);
-      average += apart * share;
-      squares += of[stride_] + apart * apart * share * static_cast<double>(i) * static_cast<double>(count);
+  std::vector<double> average(channels), squares(channels);
+  for (int64_t i = 0; i < images_; ++i) {
+    const double* of = values_.data() + 2 * i * stride_;
+    const double share = 1.0 / static_cast<double>(i + 1);
+    for (int64_t c = 0; c < channels; ++c) {
+      const double apart = of[c] - average[c];
+      average[c] += apart * share;
+      squares[c] += of[stride_ + c] + apart * apart * share * static_cast<double>(i) * static_cast<double>(count);
     }
-    mean[c] = static_cast<float>(average);
-    var[c] = images_ * count == 0 ? 0.0f : static_cast<float>(squares / static_cast<double>(images_ * count));
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    mean[c] = static_cast<float>(average[c]);
+    var[c] = images_ * count == 0 ? 0.0f : static_cast<float>(squares[c] / static_cast<double>(images_ * count));
   }
 }
 

@@ -58,7 +58,7 @@ class BatchSums {
       for (int64_t i = images_ * share / shares_; i < end; ++i) add(i, doubles, floats, memory);
     });
   }
-  double of_doubles(int64_t at) const;
+  std::vector<double> of_doubles() const;
   // Sums [at, at + n) of the floats.
   void of_floats(int64_t at, int64_t n, double* sums) const;
 

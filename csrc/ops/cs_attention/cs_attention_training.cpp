@@ -51,12 +51,13 @@ void trained_attention_backward(const AttentionArguments& arguments, const MapVi
     const AttentionSums into{spatial, mine, mine + 2 * matrix + stride, mine + matrix, mine + 2 * matrix};
     kernels.backward(packed.op, grad, results.dx, i, into, memory);
   });
+  const std::vector<double> small = sums.of_doubles();
   const Precision precision = arguments.x.precision;
   std::vector<double> total(large);
   sums.of_floats(0, large, total.data());
   if (packed.op.spatial != nullptr) {
     for (int64_t tap = 0; tap < 19; ++tap) {
-      const double sum = sums.of_doubles(tap);
+      const double sum = small[tap];
       tap < 18 ? store_value(sum, results.spatial_weight, precision, tap)
                : store_value(sum, results.spatial_bias, precision, 0);
     }

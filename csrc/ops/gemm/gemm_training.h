@@ -16,10 +16,11 @@ struct MatrixView {
 struct GemmTrainingKernels {
   // Panels [panel, panel_end) of the packed matrix (gemm.h), float32.
   void (*pack)(const MatrixView& matrix, int64_t panel, int64_t panel_end, float* panels);
-  // out[i][j] += sum over p of left[p][i] * right[p][j], for i < m and j < n rounded up to whole vectors.  left[p]
-  // stands at left + p * left_stride, right[p] at right[p] + offset.  The order of the sum is that of p.
+  // out[i][j] = sum over p of left[p][i] * right[p][j], for i < m and j < n rounded up to whole vectors, or is added to
+  // what stands there.  left[p] stands at left + p * left_stride, right[p] at right[p] + offset.  The order of the sum
+  // is that of p.
   void (*outer)(const float* left, int64_t left_stride, const float* const* right, int64_t offset, int64_t count,
-                int64_t m, int64_t n, float* out, int64_t out_stride);
+                int64_t m, int64_t n, bool add, float* out, int64_t out_stride);
 };
 AVSER_DECLARE_PER_ISA(GemmTrainingKernels, gemm_training_kernels);
 

@@ -54,7 +54,7 @@ void pack(const MatrixView& matrix, int64_t panel, int64_t panel_end, float* pan
 
 template <int Rows, int Vectors>
 __attribute__((noinline)) void outer_tile(const float* left, int64_t left_stride, const float* const* right,
-                                          int64_t offset, int64_t count, float* out, int64_t out_stride) {
+                                          int64_t offset, int64_t count, bool add, float* out, int64_t out_stride) {
   vfloat sum[Rows][Vectors] = {};
   for (int64_t p = 0; p < count; ++p, left += left_stride) {
     vfloat value[Vectors];
@@ -72,27 +72,27 @@ __attribute__((noinline)) void outer_tile(const float* left, int64_t left_stride
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) {
       float* to = out + r * out_stride + v * kLanes;
-      store(to, load(to) + sum[r][v]);
+      store(to, add ? load(to) + sum[r][v] : sum[r][v]);
     }
   }
 }
 
 template <int Vectors>
 void outer_panel(const float* left, int64_t left_stride, const float* const* right, int64_t offset, int64_t count,
-                 int64_t m, float* out, int64_t out_stride) {
+                 int64_t m, bool add, float* out, int64_t out_stride) {
   for_each_tile<Float32::kRows>(m, [&](auto height, int64_t row) {
-    outer_tile<decltype(height)::kRows, Vectors>(left + row, left_stride, right, offset, count, out + row * out_stride,
-                                                 out_stride);
+    outer_tile<decltype(height)::kRows, Vectors>(left + row, left_stride, right, offset, count, add,
+                                                 out + row * out_stride, out_stride);
   });
 }
 
 void outer(const float* left, int64_t left_stride, const float* const* right, int64_t offset, int64_t count, int64_t m,
-           int64_t n, float* out, int64_t out_stride) {
+           int64_t n, bool add, float* out, int64_t out_stride) {
   for (int64_t column = 0; column < n; column += kPanel) {
     if (n - column > kLanes) {
-      outer_panel<2>(left, left_stride, right, offset + column, count, m, out + column, out_stride);
+      outer_panel<2>(left, left_stride, right, offset + column, count, m, add, out + column, out_stride);
     } else {
-      outer_panel<1>(left, left_stride, right, offset + column, count, m, out + column, out_stride);
+      outer_panel<1>(left, left_stride, right, offset + column, count, m, add, out + column, out_stride);
     }
   }
 }

@@ -42,10 +42,11 @@ void pool_shortcut_backward(const PoolShortcutArguments& arguments, const MapVie
     const PoolShortcutSums into{mine, mine + stride, mine + 2 * stride, mine + 3 * stride};
     kernels.backward(packed.op, grad, results.dx, results.dshortcut, i, into, reinterpret_cast<float*>(memory));
   });
+  const std::vector<double> small = sums.of_doubles();
   float* const out[4] = {results.scale, results.shift, results.shortcut_scale, results.shortcut_shift};
   for (int64_t which = 0; which < 4; ++which) {
     for (int64_t c = 0; c < channels; ++c) {
-      out[which][c] = static_cast<float>(sums.of_doubles(which * stride + c));
+      out[which][c] = static_cast<float>(small[which * stride + c]);
     }
   }
 }

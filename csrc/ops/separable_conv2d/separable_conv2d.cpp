@@ -56,15 +56,16 @@ void separable_conv2d_backward(const SeparableArguments& arguments, const Convol
     const SeparableSums into{small, weights ? matrix : nullptr, small + 9 * in, small + 10 * in};
     kernels.backward(packed.op, gradient.gradient, results.dx, i, into, memory);
   });
+  const std::vector<double> small = sums.of_doubles();
   for (int64_t c = 0; c < arguments.x.channels; ++c) {
     if (results.depthwise != nullptr) {
       for (int64_t tap = 0; tap < 9; ++tap) {
-        store_value(sums.of_doubles(tap * in + c), results.depthwise, arguments.x.precision, c * 9 + tap);
+        store_value(small[tap * in + c], results.depthwise, arguments.x.precision, c * 9 + tap);
       }
     }
     if (results.scale != nullptr) {
-      results.scale[c] = static_cast<float>(sums.of_doubles(9 * in + c));
-      results.shift[c] = static_cast<float>(sums.of_doubles(10 * in + c));
+      results.scale[c] = static_cast<float>(small[9 * in + c]);
+      results.shift[c] = static_cast<float>(small[10 * in + c]);
     }
   }
   if (!weights) return;

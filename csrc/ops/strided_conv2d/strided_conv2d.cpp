@@ -92,13 +92,14 @@ void strided_conv2d_backward(const StridedArguments& arguments, const Convolutio
     if (sparse) std::memset(results.dx.at(i, 0, 0), 0, image_bytes);
     kernels.backward(packed.op, gradient.gradient, dx, i, into, memory);
   });
+  const std::vector<double> small = sums.of_doubles();
   const Precision precision = arguments.x.precision;
   for (int64_t c = 0; results.scale != nullptr && c < arguments.x.channels; ++c) {
-    results.scale[c] = static_cast<float>(sums.of_doubles(c));
-    results.shift[c] = static_cast<float>(sums.of_doubles(in + c));
+    results.scale[c] = static_cast<float>(small[c]);
+    results.shift[c] = static_cast<float>(small[in + c]);
   }
   if (!weights) return;
-  for (int64_t o = 0; o < channels; ++o) store_value(sums.of_doubles(2 * in + o), results.bias, precision, o);
+  for (int64_t o = 0; o < channels; ++o) store_value(small[2 * in + o], results.bias, precision, o);
   const int64_t kernel = arguments.kernel, taps = kernel * kernel, inputs = arguments.x.channels;
   executor.parallel_for(channels, few ? channels : 16, [&](int64_t begin, int64_t end, int) {
     const int64_t first = few ? 0 : begin * row, count = few ? large : (end - begin) * row;

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kRowsOfCopy = 64;
 constexpr int64_t kColumnsOfStrip = 56;
-constexpr int64_t kRowsOfBlock = 140;  // of tokens: what goes through the layer at once
+constexpr int64_t kRowsOfBlock = 70;  // of tokens: what goes through the layer at once
 
 int64_t lanes() { return float_lanes(current_isa()); }
 
@@ -173,29 +173,36 @@ void trained_layer_backward(const LayerArguments& a, const LayerSaved& saved, co
       {dhidden.rows, a.hidden, middle.rows, width, results.ff1_weight, results.ff1_bias},
       {dsecond.rows, width, hidden.rows, a.hidden, results.ff2_weight, results.ff2_bias},
   };
+  const int64_t float_bytes = static_cast<int64_t>(sizeof(float));
+  std::vector<Buffer> panels;
+  for (const Product& of : products) panels.emplace_back(rows * round_up(of.n, lanes()) * float_bytes);
+  executor.parallel_for(rows, kRowsOfCopy, [&](int64_t begin, int64_t end, int) {
+    for (int i = 0; i < 4; ++i) {
+      kernels.pack_rows(products[i].right, begin, end, rows, products[i].n, panels[i].as<float>());
+    }
+  });
+  // The strips of all products are one loop: no worker waits for another in between.
+  int64_t strips = 0;
+  for (const Product& of : products) strips += of.strips();
   const int64_t most = round_up(std::max(width, a.hidden), lanes());
-  const Buffer panels(rows * most * static_cast<int64_t>(sizeof(float)));
   const int64_t strip_bytes = round_up(kernels.strip_scratch(kColumnsOfStrip, rows), 64);
-  const int64_t out_bytes = kColumnsOfStrip * most * static_cast<int64_t>(sizeof(float));
-  for (const Product& of : products) {
-    executor.parallel_for(rows, kRowsOfCopy, [&](int64_t begin, int64_t end, int) {
-      kernels.pack_rows(of.right, begin, end, rows, of.n, panels.as<float>());
-    });
-    for_each_with_scratch(executor, of.strips(), strip_bytes + out_bytes, [&](int64_t item, char* memory) {
-      const int64_t begin = item * kColumnsOfStrip, end = std::min(begin + kColumnsOfStrip, of.m);
-      const int64_t stride = round_up(of.n, lanes());
-      const bool direct = a.precision == Precision::float32 && stride == of.n;
-      float* out =
-          direct ? static_cast<float*>(of.weight) + begin * of.n : reinterpret_cast<float*>(memory + strip_bytes);
-      double sums[kColumnsOfStrip];
-      kernels.strip(of.left, begin, end, rows, panels.as<float>(), of.n, out, stride, sums, memory);
-      if (!direct) {
-        char* to = static_cast<char*>(of.weight) + begin * of.n * element_bytes(a.precision);
-        kernels.write_rows({out, stride}, end - begin, of.n, to, a.precision);
-      }
-      for (int64_t i = begin; i < end; ++i) store_value(sums[i - begin], of.bias, a.precision, i);
-    });
-  }
+  for_each_with_scratch(executor, strips, strip_bytes + kColumnsOfStrip * most * float_bytes,
+                        [&](int64_t item, char* memory) {
+    int which = 0;
+    for (; item >= products[which].strips(); ++which) item -= products[which].strips();
+    const Product& of = products[which];
+    const int64_t begin = item * kColumnsOfStrip, end = std::min(begin + kColumnsOfStrip, of.m);
+    const int64_t stride = round_up(of.n, lanes());
+    const bool direct = a.precision == Precision::float32 && stride == of.n;
+    float* out = direct ? static_cast<float*>(of.weight) + begin * of.n : reinterpret_cast<float*>(memory + strip_bytes);
+    double sums[kColumnsOfStrip];
+    kernels.strip(of.left, begin, end, rows, panels[which].as<float>(), of.n, out, stride, sums, memory);
+    if (!direct) {
+      char* to = static_cast<char*>(of.weight) + begin * of.n * element_bytes(a.precision);
+      kernels.write_rows({out, stride}, end - begin, of.n, to, a.precision);
+    }
+    store_values(sums, end - begin, of.bias, a.precision, begin);
+  });
 }
 
 }  // namespace avser

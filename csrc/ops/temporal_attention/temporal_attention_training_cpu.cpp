@@ -141,8 +141,7 @@ class Head {
         store(rows_ + p * columns_ + c, load_part(from.row(p) + c, size_ - c));
       }
     }
-    std::memset(made_, 0, tokens_ * columns_ * kFloat);
-    gemm_training_kernels().outer(factors, stride, pointers_, 0, tokens_, tokens_, columns_, made_, columns_);
+    gemm_training_kernels().outer(factors, stride, pointers_, 0, tokens_, tokens_, columns_, false, made_, columns_);
     for (int64_t i = 0; i < tokens_; ++i) {
       for (int64_t c = 0; c < size_; c += kLanes) {
         store_part(to.row(i) + c, load(made_ + i * columns_ + c), size_ - c);
@@ -373,9 +372,8 @@ void strip(const Rows& left, int64_t begin, int64_t end, int64_t count, const fl
   float* packed = reinterpret_cast<float*>(memory);
   const float** pointers = reinterpret_cast<const float**>(memory + layout.pointers);
   float* sums = reinterpret_cast<float*>(memory + layout.sums);
-  std::memset(out, 0, width * out_stride * kFloat);
   for (int64_t i = 0; i < width; ++i) column_sums[i] = 0.0;
-  for (int64_t first = 0; first < count; first += kDepth) {
+  for (int64_t first = 0; first == 0 || first < count; first += kDepth) {  // of no rows, zeros
     const int64_t depth = count - first < kDepth ? count - first : kDepth;
     std::memset(sums, 0, round_up(width, kLanes) * kFloat);
     for (int64_t p = 0; p < depth; ++p) {
@@ -397,7 +395,7 @@ void strip(const Rows& left, int64_t begin, int64_t end, int64_t count, const fl
       for (int64_t p = 0; p < depth; ++p) pointers[p] = at + p * wide;
       for (int64_t t = 0; t < layout.tiles; ++t) {
         const int64_t rows = width - t * kTile < kTile ? width - t * kTile : kTile;
-        gemm_training_kernels().outer(packed + t * layout.tile, rows, pointers, 0, depth, rows, wide,
+        gemm_training_kernels().outer(packed + t * layout.tile, rows, pointers, 0, depth, rows, wide, first > 0,
                                       out + t * kTile * out_stride + panel, out_stride);
       }
     }
