@@ -50,22 +50,27 @@ using torch::stable::Tensor;
 class TorchExecutor final : public Executor {
  public:
   int threads() const override { return static_cast<int>(torch::stable::get_num_threads()); }
-  // Torch hands out equal shares beforehand: each worker gets a share of one, and takes pieces from there.
+  // Torch hands out equal shares beforehand.  Whoever is done with his own helps with the others': a worker keeps to the
+  // items that it had in the loop before, whose memory is close to it, and none waits while there is work.
   void parallel_for(int64_t items, int64_t piece, LoopBody body) override {
     if (items <= 0) return;
-    const int64_t pieces = (items + piece - 1) / piece;
-    std::atomic<int64_t> next{0};
+    const int64_t pieces = (items + piece - 1) / piece, shares = std::min<int64_t>(threads(), pieces);
+    const auto begin_of = [&](int64_t share) { return pieces * share / shares; };
+    std::vector<std::atomic<int64_t>> next(shares);
+    for (int64_t share = 0; share < shares; ++share) next[share] = begin_of(share);
     std::mutex guard;
     std::exception_ptr error;  // an exception may not cross torch's C interface
-    torch::stable::parallel_for(0, std::min<int64_t>(threads(), pieces), 1, [&](int64_t, int64_t) {
+    torch::stable::parallel_for(0, shares, 1, [&](int64_t own, int64_t) {
       try {
         uint32_t worker = 0;
         STABLE_TORCH_ERROR_CODE_CHECK(torch_get_thread_idx(&worker));
-        for (int64_t begin; (begin = piece * next.fetch_add(1, std::memory_order_relaxed)) < items;) {
-          body(begin, std::min(items, begin + piece), static_cast<int>(worker));
+        for (int64_t i = 0; i < shares; ++i) {
+          const int64_t share = (own + i) % shares, end = begin_of(share + 1);
+          for (int64_t at; (at = next[share].fetch_add(1, std::memory_order_relaxed)) < end;) {
+            body(at * piece, std::min(items, (at + 1) * piece), static_cast<int>(worker));
+          }
         }
       } catch (...) {
-        next.store(pieces, std::memory_order_relaxed);
         std::lock_guard<std::mutex> lock(guard);
         if (!error) error = std::current_exception();
       }

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kRowsOfCopy = 64;
 constexpr int64_t kColumnsOfStrip = 56;
-constexpr int64_t kRowsOfBlock = 70;  // of tokens: what goes through the layer at once
+constexpr int64_t kRowsOfBlock = 140;  // of tokens: what goes through the layer at once
 
 int64_t lanes() { return float_lanes(current_isa()); }
 
