@@ -52,8 +52,8 @@ using torch::stable::Tensor;
 class TorchExecutor final : public Executor {
  public:
   int threads() const override { return static_cast<int>(torch::stable::get_num_threads()); }
-  // Torch hands out equal shares beforehand.  Whoever is done with his own helps with the others': a worker keeps to the
-  // items that it had in the loop before, whose memory is close to it, and none waits while there is work.
+  // Torch hands out equal shares beforehand.  Whoever is done with his own helps with the others': a worker keeps to
+  // the items that it had in the loop before, whose memory is close to it, and none waits while there is work.
   void parallel_for(int64_t items, int64_t piece, LoopBody body) override {
     if (items <= 0) return;
     const int64_t pieces = (items + piece - 1) / piece, shares = std::min<int64_t>(threads(), pieces);

@@ -67,8 +67,7 @@ inline void draw(const Dropout& dropout, int64_t first, int64_t count, float* fa
       const PhiloxWords words = philox(static_cast<uint32_t>(block * kCounters + lane), dropout);
       for (int64_t w = 0; w < 4; ++w) {
         const vuint32 drawn = words.word[w] >> 8;
-        store(to + w * kCounters + lane,
-              drawn >= dropout.threshold - vuint32{} ? broadcast(dropout.factor) : vfloat{});
+        store(to + w * kCounters + lane, drawn >= dropout.threshold - vuint32{} ? broadcast(dropout.factor) : vfloat{});
       }
     }
     if (to == part) std::memcpy(factors + (begin + skip - first), part + skip, (stop - skip) * sizeof(float));

@@ -163,8 +163,8 @@ void backward(const SeparableConv2d& op, const OutputGradient& out, const MapVie
     if (sums.pointwise == nullptr) continue;
     depthwise<Float32>(layout.x, op.depthwise, begin, end, depthwise_rows);
     for (int64_t p = 0; p < count; ++p) pointers[p] = depthwise_rows + p * layout.in;
-    gemm_training_kernels().outer(rows, layout.out, pointers, 0, count, op.out_channels, layout.in, true, sums.pointwise,
-                                  layout.in);
+    gemm_training_kernels().outer(rows, layout.out, pointers, 0, count, op.out_channels, layout.in, true,
+                                  sums.pointwise, layout.in);
   }
   float* small = reinterpret_cast<float*>(memory + layout.sums);
   std::memset(small, 0, 11 * layout.in * sizeof(float));

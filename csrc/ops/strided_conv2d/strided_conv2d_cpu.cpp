@@ -135,7 +135,8 @@ void backward(const StridedConv2d& op, const OutputGradient& out, const MapView&
         }
         pointers[p] = rows + p * layout.out;
       }
-      gemm_training_kernels().outer(windows, window, pointers, 0, count, window, layout.out, true, sums.weight, layout.out);
+      gemm_training_kernels().outer(windows, window, pointers, 0, count, window, layout.out, true, sums.weight,
+                                    layout.out);
     } else if (weights) {
       for (int64_t p = 0; p < count; ++p) pointers[p] = window_at(op, layout.x, begin + p);
       for (int64_t ky = 0; ky < op.kernel; ++ky) {

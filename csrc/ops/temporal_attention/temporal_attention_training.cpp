@@ -186,23 +186,24 @@ void trained_layer_backward(const LayerArguments& a, const LayerSaved& saved, co
   for (const Product& of : products) strips += of.strips();
   const int64_t most = round_up(std::max(width, a.hidden), lanes());
   const int64_t strip_bytes = round_up(kernels.strip_scratch(kColumnsOfStrip, rows), 64);
-  for_each_with_scratch(executor, strips, strip_bytes + kColumnsOfStrip * most * float_bytes,
-                        [&](int64_t item, char* memory) {
-    int which = 0;
-    for (; item >= products[which].strips(); ++which) item -= products[which].strips();
-    const Product& of = products[which];
-    const int64_t begin = item * kColumnsOfStrip, end = std::min(begin + kColumnsOfStrip, of.m);
-    const int64_t stride = round_up(of.n, lanes());
-    const bool direct = a.precision == Precision::float32 && stride == of.n;
-    float* out = direct ? static_cast<float*>(of.weight) + begin * of.n : reinterpret_cast<float*>(memory + strip_bytes);
-    double sums[kColumnsOfStrip];
-    kernels.strip(of.left, begin, end, rows, panels[which].as<float>(), of.n, out, stride, sums, memory);
-    if (!direct) {
-      char* to = static_cast<char*>(of.weight) + begin * of.n * element_bytes(a.precision);
-      kernels.write_rows({out, stride}, end - begin, of.n, to, a.precision);
-    }
-    store_values(sums, end - begin, of.bias, a.precision, begin);
-  });
+  for_each_with_scratch(
+      executor, strips, strip_bytes + kColumnsOfStrip * most * float_bytes, [&](int64_t item, char* memory) {
+        int which = 0;
+        for (; item >= products[which].strips(); ++which) item -= products[which].strips();
+        const Product& of = products[which];
+        const int64_t begin = item * kColumnsOfStrip, end = std::min(begin + kColumnsOfStrip, of.m);
+        const int64_t stride = round_up(of.n, lanes());
+        const bool direct = a.precision == Precision::float32 && stride == of.n;
+        float* out =
+            direct ? static_cast<float*>(of.weight) + begin * of.n : reinterpret_cast<float*>(memory + strip_bytes);
+        double sums[kColumnsOfStrip];
+        kernels.strip(of.left, begin, end, rows, panels[which].as<float>(), of.n, out, stride, sums, memory);
+        if (!direct) {
+          char* to = static_cast<char*>(of.weight) + begin * of.n * element_bytes(a.precision);
+          kernels.write_rows({out, stride}, end - begin, of.n, to, a.precision);
+        }
+        store_values(sums, end - begin, of.bias, a.precision, begin);
+      });
 }
 
 }  // namespace avser

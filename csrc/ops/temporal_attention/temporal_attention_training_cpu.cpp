@@ -70,9 +70,9 @@ void add_branch(const float* x, const float* branch, int64_t width, int64_t r, c
   }
 }
 
-// How the scratch of a block is cut.  Factors of dropout, of a row or of a head's weights.  Of a clip's head: the softmax weights before and after dropout, the gradient of
-// either, and that turned, (tokens, stride) each; rows of it, as they are read and as they are made, (tokens, columns)
-// each; its packed keys or values.
+// How the scratch of a block is cut.  Factors of dropout, of a row or of a head's weights.  Of a clip's head: the
+// softmax weights before and after dropout, the gradient of either, and that turned, (tokens, stride) each; rows of it,
+// as they are read and as they are made, (tokens, columns) each; its packed keys or values.
 struct Layout {
   int64_t stride, columns;  // tokens and the columns of a head, rounded up
   int64_t factors, kept, dropped, gradient, turned, rows, made, pointers, panels, branch, bytes;
