@@ -18,28 +18,25 @@ def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
     return (high >> 16) + (total >> 32), total & _MASK
 
 
-def philox(count: Tensor, site: int, seed: int | Tensor) -> Tensor:
-    """The words of Philox 4x32 with ten rounds (Salmon et al. 2011): int64 below 2^32, (4, shape of ``count``).
+def philox(number: Tensor, site: int, seed: int | Tensor) -> Tensor:
+    """First word of Philox 4x32 with ten rounds (Salmon et al. 2011): int64 below 2^32, in the shape of ``number``.
 
-    The counter is (count mod 2^32, 0, site, 0); the key is the seed's low and high word.
+    The counter is (number mod 2^32, 0, site, 0); the key is the seed's low and high word.
     """
-    seed = torch.as_tensor(seed, dtype=torch.int64, device=count.device)
+    seed = torch.as_tensor(seed, dtype=torch.int64, device=number.device)
     key0, key1 = seed & _MASK, (seed >> 32) & _MASK
-    c0, c1 = count & _MASK, torch.zeros_like(count)
-    c2, c3 = torch.full_like(count, site), torch.zeros_like(count)
+    c0, c1 = number & _MASK, torch.zeros_like(number)
+    c2, c3 = torch.full_like(number, site), torch.zeros_like(number)
     for _ in range(10):
         high0, low0 = _multiply(_MULTIPLIERS[0], c0)
         high1, low1 = _multiply(_MULTIPLIERS[1], c2)
         c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
         key0, key1 = (key0 + _KEY_STEPS[0]) & _MASK, (key1 + _KEY_STEPS[1]) & _MASK
-    return torch.stack((c0, c1, c2, c3))
+    return c0
 
 
 def counted_dropout(x: Tensor, p: float, seed: int | Tensor | None, site: int = 0) -> Tensor:
-    """Dropout of x: an element is kept, times 1 / (1 - p), if its word of ``philox`` >> 8 is at least round(p 2^24).
-
-    64 elements in C order share 16 counters, a word of all 16 after the other: element i has word i / 16 mod 4 of the
-    counter 16 (i / 64) + i mod 16.
+    """Dropout of x: element i in C order is kept, times 1 / (1 - p), if philox(i, site, seed) >> 8 >= round(p 2^24).
 
     ``seed`` None: torch's own dropout, with torch's generator.
     """
@@ -47,8 +44,6 @@ def counted_dropout(x: Tensor, p: float, seed: int | Tensor | None, site: int = 
         return x
     if seed is None:
         return F.dropout(x, p)
-    blocks = -(-x.numel() // 64)
-    words = philox(torch.arange(16 * blocks, device=x.device), site, seed).view(4, blocks, 16)
-    words = words.transpose(0, 1).flatten()[: x.numel()]
-    kept = words.view(x.shape) >> 8 >= round(p * 2**24)
+    number = torch.arange(x.numel(), device=x.device).view(x.shape)
+    kept = philox(number, site, seed) >> 8 >= round(p * 2**24)
     return torch.where(kept, x * (1.0 / (1.0 - p) if p < 1.0 else 0.0), 0.0)

@@ -199,12 +199,10 @@ def output_gradient(grad, y, offset, mask, grad_mean, grad_var, y_mean, inverse_
 
 @triton.jit
 def kept(seed, number, site, threshold):
-    """Which elements ``reference.counted_dropout`` keeps, by their numbers."""
-    count = (number // 64 * 16 + number % 16).to(tl.uint32)
+    """Which elements ``reference.counted_dropout`` keeps: by the first Philox word of their numbers modulo 2^32."""
+    count = number.to(tl.uint32)
     zero = count * 0
-    word0, word1, word2, word3 = tl.philox(seed, count, zero, zero + site, zero)
-    which = number // 16 % 4
-    word = tl.where(which < 2, tl.where(which == 0, word0, word1), tl.where(which == 2, word2, word3))
+    word, _1, _2, _3 = tl.philox(seed, count, zero, zero + site, zero)
     return (word >> 8).to(tl.int32) >= threshold
 
 

@@ -5,8 +5,8 @@
 
 namespace avser {
 
-// Element i is kept, times `factor`, where its word of philox (reference.counted_dropout) >> 8 is at least `threshold`;
-// 0 keeps all.
+// Element i is kept, times `factor`, where the first word of philox (reference.counted_dropout) >> 8 is at least
+// `threshold`; 0 keeps all.
 struct Dropout {
   uint32_t threshold = 0;
   float factor = 1.0f;

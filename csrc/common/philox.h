@@ -23,16 +23,13 @@ AVSER_INLINE vuint32 multiply_high(vuint32 a, uint32_t b) {
 #endif
 }
 
-// The four words for the counters (count, 0, site, 0) of consecutive counts.
-struct PhiloxWords {
-  vuint32 word[4];
-};
-AVSER_INLINE PhiloxWords philox(uint32_t count, const Dropout& dropout) {
+// First words for the counters (number, 0, site, 0) of consecutive numbers.
+AVSER_INLINE vuint32 philox(uint32_t number, const Dropout& dropout) {
   static constexpr uint32_t kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   vuint32 lane;
   std::memcpy(&lane, kLane, sizeof lane);
   uint32_t key0 = static_cast<uint32_t>(dropout.seed), key1 = static_cast<uint32_t>(dropout.seed >> 32);
-  vuint32 c0 = lane + count, c1{}, c2 = dropout.site - vuint32{}, c3{};
+  vuint32 c0 = lane + number, c1{}, c2 = dropout.site - vuint32{}, c3{};
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
     const vuint32 high0 = multiply_high(c0, 0xd2511f53u), low0 = c0 * 0xd2511f53u;
@@ -44,33 +41,19 @@ AVSER_INLINE PhiloxWords philox(uint32_t count, const Dropout& dropout) {
     key0 += 0x9e3779b9u;
     key1 += 0xbb67ae85u;
   }
-  return {{c0, c1, c2, c3}};
+  return c0;
 }
-
-constexpr int64_t kDrawn = 64;  // elements that share 16 counters, word by word
-constexpr int64_t kCounters = 16;
 
 // What elements first, first + 1, ... are multiplied with, 0 for those that are dropped: `count` of them, rounded up to
 // whole vectors.
 inline void draw(const Dropout& dropout, int64_t first, int64_t count, float* factors) {
-  const int64_t end = first + (count + kFloatLanes - 1) / kFloatLanes * kFloatLanes;
-  if (dropout.threshold == 0) {
-    for (int64_t i = first; i < end; i += kFloatLanes) store(factors + (i - first), broadcast(1.0f));
-    return;
-  }
-  for (int64_t block = first / kDrawn; block * kDrawn < end; ++block) {
-    const int64_t begin = block * kDrawn, skip = begin < first ? first - begin : 0;
-    const int64_t stop = end - begin < kDrawn ? end - begin : kDrawn;
-    float part[kDrawn];
-    float* to = skip == 0 && stop == kDrawn ? factors + (begin - first) : part;
-    for (int64_t lane = 0; lane < kCounters; lane += kFloatLanes) {
-      const PhiloxWords words = philox(static_cast<uint32_t>(block * kCounters + lane), dropout);
-      for (int64_t w = 0; w < 4; ++w) {
-        const vuint32 drawn = words.word[w] >> 8;
-        store(to + w * kCounters + lane, drawn >= dropout.threshold - vuint32{} ? broadcast(dropout.factor) : vfloat{});
-      }
+  for (int64_t i = 0; i < count; i += kFloatLanes) {
+    vfloat factor = broadcast(dropout.factor);
+    if (dropout.threshold != 0) {
+      const vuint32 drawn = philox(static_cast<uint32_t>(first + i), dropout) >> 8;
+      factor = drawn >= dropout.threshold - vuint32{} ? factor : vfloat{};
     }
-    if (to == part) std::memcpy(factors + (begin + skip - first), part + skip, (stop - skip) * sizeof(float));
+    store(factors + i, factor);
   }
 }
 
