@@ -75,7 +75,7 @@ def _compute(manifest: Path, workers: int, features: bool) -> None:
 
 def _write(like: Path, out: Path) -> None:
     """As many bytes as the folder ``like`` holds, in files of the size of a shard."""
-    from avser_fast.inference.weights import write_bytes
+    from avser_fast.inference.whole_files import write_bytes
     from python_training.data.store import SHARD_BYTES
 
     out.mkdir()

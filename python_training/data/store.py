@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from avser_fast.inference.whole_files import remove_unfinished
+
 from .shards import DTYPES, SUFFIX, Place, map_file, read_shard, write_shard
 
 #: A shard is written once this many bytes are waiting.
@@ -47,7 +49,11 @@ def writing(folder: Path, what: str = "") -> Iterator[None]:
 
 
 def mend(folder: Path) -> dict[Path, str]:
-    """Delete the shards of a store that are not whole, so that they are made again; what was wrong with each."""
+    """Delete the shards of a store that are not whole, so that they are made again; what was wrong with each.
+
+    What writers that were killed have left is deleted, too.
+    """
+    remove_unfinished(folder)
     damaged = {}
     for path in _shards(folder):
         try:
