@@ -141,9 +141,7 @@ void bind_recordings(py::module_& m) {
       py::arg("vtlp") = o.vtlp);
   py::class_<Decoder>(m, "Decoder")
       .def(py::init([](uintptr_t open_virtual, uintptr_t readf_short, uintptr_t readf_float, uintptr_t error,
-                       uintptr_t close) {
-             return Decoder({open_virtual, readf_short, readf_float, error, close});
-           }),
+                       uintptr_t close) { return Decoder({open_virtual, readf_short, readf_float, error, close}); }),
            py::kw_only(), py::arg("sf_open_virtual"), py::arg("sf_readf_short"), py::arg("sf_readf_float"),
            py::arg("sf_error"), py::arg("sf_close"))
       .def("decode", &Decoder::decode, py::arg("files"), py::arg("sampling_rate"));

@@ -14,8 +14,7 @@ namespace avser {
 namespace {
 
 struct Descriptor {
-  explicit Descriptor(const std::string& path)
-      : number(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {}  // a pipe is not waited for
+  explicit Descriptor(const std::string& path) : number(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {}
   ~Descriptor() {
     if (number >= 0) close(number);
   }
@@ -39,8 +38,9 @@ Block<int16_t> whole_numbers(const Block<float>& samples) {
 
 Block<char> read_file(const std::string& path, int64_t limit) {
   if (path.find('\0') != std::string::npos) return {};
+  struct stat status;  // first: opening a pipe or a device does something to it
+  if (stat(path.c_str(), &status) != 0 || !S_ISREG(status.st_mode)) return {};
   const Descriptor file(path);
-  struct stat status;
   if (file.number < 0 || fstat(file.number, &status) != 0 || !S_ISREG(status.st_mode)) return {};
   if (status.st_size < 1 || status.st_size > limit) return {};
   Block<char> out(status.st_size);

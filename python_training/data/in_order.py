@@ -13,7 +13,7 @@ R = TypeVar("R")
 #: Items that a thread takes at once, where there are enough: handing them over one by one keeps the interpreter busy.
 RUN = 16
 #: Runs for each thread that may be begun before the caller has taken the first: enough to go on with while it is busy.
-AHEAD = 4
+AHEAD = 2
 
 
 def in_order(

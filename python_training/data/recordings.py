@@ -52,7 +52,9 @@ def read_recordings(
     files: Sequence[tuple[Path, Sequence[Span]]], stored: Callable[[str], bool], front_ends: Sequence[FrontEnd]
 ) -> list[Recording | Fault]:
     """Of every file and its spans what is not ``stored`` under its key, or why the file cannot be used."""
-    whole = [i for i, (_, spans) in enumerate(files) if list(spans) == [_WHOLE]] if _decoder() is not None else []
+    whole = (
+        [i for i, (_, spans) in enumerate(files) if list(spans) == [_WHOLE]] if sndfile_decoder() is not None else []
+    )
     found: dict[int, Recording] = {}
     while whole:
         contents = engine_module().read_files([os.fsencode(files[i][0]) for i in whole], _RUN_BYTES)
@@ -69,9 +71,9 @@ def _read_whole(
     contents: dict[int, np.ndarray], stored: Callable[[str], bool], front_ends: Sequence[FrontEnd]
 ) -> dict[int, Recording]:
     """The recordings that these bytes of files are, but for those that only reading them one by one explains."""
-    digests = {i: hashlib.sha256(content).hexdigest() for i, content in contents.items()}
+    digests = {i: hashlib.sha256(content.data).hexdigest() for i, content in contents.items()}
     new = [i for i, digest in digests.items() if not stored(span_key(digest, *_WHOLE))]
-    sounds = dict(zip(new, _decoder().decode([contents[i] for i in new], SAMPLING_RATE)))
+    sounds = dict(zip(new, sndfile_decoder().decode([contents[i] for i in new], SAMPLING_RATE)))
     waveforms = {i: sound[0] for i, sound in sounds.items() if sound is not None}
     features = [compute_features(list(waveforms.values()), f) for f in front_ends]
     found = {i: Recording(digest, [None]) for i, digest in digests.items() if i not in sounds}
@@ -104,7 +106,7 @@ def _read_by_itself(
 
 
 @cache
-def _decoder() -> Any:
+def sndfile_decoder() -> Any:
     """Compiled code that decodes by the libsndfile which the package soundfile has loaded; None without one."""
     try:
         import soundfile
