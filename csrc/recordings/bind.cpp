@@ -28,7 +28,7 @@ py::array array_of(Sound& sound) {
 }
 
 py::list read_files(const std::vector<std::string>& paths, int64_t limit) {
-  std::vector<Block<char>> files;
+  std::vector<Block<uint8_t>> files;
   {
     const py::gil_scoped_release release;
     int64_t total = 0;
@@ -39,14 +39,12 @@ py::list read_files(const std::vector<std::string>& paths, int64_t limit) {
     }
   }
   py::list out;
-  for (Block<char>& file : files) {
+  for (Block<uint8_t>& file : files) {
     if (file.size == 0) {
       out.append(py::none());
-      continue;
+    } else {
+      out.append(array_of(file, {file.size}));
     }
-    Block<uint8_t> bytes;
-    bytes.data.reset(reinterpret_cast<uint8_t*>(file.data.release()));
-    out.append(array_of(bytes, {file.size}));
   }
   return out;
 }
@@ -71,7 +69,7 @@ class Decoder {
     {
       const py::gil_scoped_release release;
       for (size_t i = 0; i < files.size(); ++i) {
-        sounds[i] = avser::decode(library_, reinterpret_cast<const char*>(files[i].data()), files[i].size(), rate);
+        sounds[i] = avser::decode(library_, files[i].data(), files[i].size(), rate);
       }
     }
     py::list out;

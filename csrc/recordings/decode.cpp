@@ -36,7 +36,7 @@ constexpr float kMaxPeak = 1;
 constexpr float kFullScale = 32768;
 
 struct Memory {
-  const char* bytes;
+  const uint8_t* bytes;
   int64_t size;
   int64_t at;
 };
@@ -61,10 +61,10 @@ int64_t read_from(void* to, int64_t count, void* user) {
 }
 
 // A wav that holds all of the data that it announces.  libsndfile would read what is left of one that does not.
-bool is_whole_wav(const char* bytes, int64_t size) {
+bool is_whole_wav(const uint8_t* bytes, int64_t size) {
   if (size < 12 || std::memcmp(bytes, "RIFF", 4) != 0 || std::memcmp(bytes + 8, "WAVE", 4) != 0) return false;
   for (int64_t at = 12; at + 8 <= size;) {
-    const auto* field = reinterpret_cast<const unsigned char*>(bytes + at + 4);
+    const uint8_t* field = bytes + at + 4;
     const int64_t length = field[0] | field[1] << 8 | field[2] << 16 | int64_t{field[3]} << 24;
     if (std::memcmp(bytes + at, "data", 4) == 0) return length > 0 && length <= size - at - 8;
     at += 8 + length + (length & 1);
@@ -72,11 +72,11 @@ bool is_whole_wav(const char* bytes, int64_t size) {
   return false;
 }
 
-bool is_flac(const char* bytes, int64_t size) { return size >= 4 && std::memcmp(bytes, "fLaC", 4) == 0; }
+bool is_flac(const uint8_t* bytes, int64_t size) { return size >= 4 && std::memcmp(bytes, "fLaC", 4) == 0; }
 
 class File {
  public:
-  File(const Sndfile& library, const char* bytes, int64_t size) : library_(library), memory_{bytes, size, 0} {
+  File(const Sndfile& library, const uint8_t* bytes, int64_t size) : library_(library), memory_{bytes, size, 0} {
     VirtualFile calls{size_of, seek_in, read_from, no_write, tell_of};
     handle_ = reinterpret_cast<OpenVirtual>(library.open_virtual)(&calls, kRead, &info_, &memory_);
   }
@@ -126,7 +126,7 @@ Block<float> mono(const Block<T>& interleaved, int64_t frames, int channels, flo
 
 }  // namespace
 
-Sound decode(const Sndfile& library, const char* bytes, int64_t size, int64_t to_rate) {
+Sound decode(const Sndfile& library, const uint8_t* bytes, int64_t size, int64_t to_rate) {
   if (!is_whole_wav(bytes, size) && !is_flac(bytes, size)) return {};
   File file(library, bytes, size);
   if (!file.is_plain()) return {};

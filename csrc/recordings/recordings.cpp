@@ -36,14 +36,14 @@ Block<int16_t> whole_numbers(const Block<float>& samples) {
 
 }  // namespace
 
-Block<char> read_file(const std::string& path, int64_t limit) {
+Block<uint8_t> read_file(const std::string& path, int64_t limit) {
   if (path.find('\0') != std::string::npos) return {};
   struct stat status;  // first: opening a pipe or a device does something to it
   if (stat(path.c_str(), &status) != 0 || !S_ISREG(status.st_mode)) return {};
   const Descriptor file(path);
   if (file.number < 0 || fstat(file.number, &status) != 0 || !S_ISREG(status.st_mode)) return {};
   if (status.st_size < 1 || status.st_size > limit) return {};
-  Block<char> out(status.st_size);
+  Block<uint8_t> out(status.st_size);
   for (int64_t got = 0; got < out.size;) {
     const ssize_t n = read(file.number, out.data.get() + got, static_cast<size_t>(out.size - got));
     if (n < 0 && errno == EINTR) continue;

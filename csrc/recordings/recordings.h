@@ -23,7 +23,7 @@ struct Block {
 };
 
 // The bytes of a regular file of 1..limit bytes; none of anything else.
-Block<char> read_file(const std::string& path, int64_t limit);
+Block<uint8_t> read_file(const std::string& path, int64_t limit);
 
 // A mono waveform at int16 scale: int16 where that loses nothing, else float32.  `file_rate` 0: there is none.
 struct Sound {
@@ -44,7 +44,7 @@ struct Sndfile {
 };
 
 // A whole wav or FLAC file, averaged to mono, at `to_rate`.
-Sound decode(const Sndfile& library, const char* bytes, int64_t size, int64_t to_rate);
+Sound decode(const Sndfile& library, const uint8_t* bytes, int64_t size, int64_t to_rate);
 
 struct FrontEnd {
   LogMelOptions log_mel;
