@@ -202,7 +202,7 @@ def _store_sounds(
     waveforms = waveform_store(out)
     stores = [(f, feature_store(out, f)) for f in front_ends]
     with_sound = sorted((u for u in corpus.utterances if u.path is not None), key=lambda u: (str(u.path), u.key))
-    jobs = [(path, tuple(group)) for path, group in groupby(with_sound, key=lambda u: u.path) if path is not None]
+    jobs = [(Path(path), tuple(group)) for path, group in groupby(with_sound, key=lambda u: str(u.path))]
 
     def stored(key: str) -> bool:
         return key in waveforms and all(key in store for _, store in stores)
