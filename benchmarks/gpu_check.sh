@@ -56,7 +56,7 @@ part build 240 bash -c build
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 # A part's name, its most seconds, its command; the tests come first.
 part engine_tests 90 env AVSER_FAST_TEST_GPU=1 "$python" -m pytest -q tests/test_gpu_engine.py tests/test_gpu_resnet18.py \
-    tests/test_gpu_fusion.py tests/test_cuda_backend.py tests/test_gpu_streams.py -p no:cacheprovider && engine=1
+    tests/test_gpu_fusion.py tests/test_gpu_speech.py tests/test_cuda_backend.py tests/test_gpu_streams.py -p no:cacheprovider && engine=1
 part engine 120 "$python" -m benchmarks.gpu_engine "$out"
 part tests 120 "$python" -m pytest -q tests/test_training_ops.py tests/test_training_modes.py -k "cuda or graph" -m "not slow" -p no:cacheprovider
 part log_mel 40 "$python" -m pytest -q tests/test_ops.py -k cuda -p no:cacheprovider
@@ -66,7 +66,8 @@ part training 150 "$python" -m benchmarks.gpu_training "$out"
 if command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck; do
         part "$tool" 60 env AVSER_FAST_TEST_GPU=1 compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all \
-            "$python" -m pytest -q tests/test_gpu_engine.py -k "every_schedule and (3 or 8)" -p no:cacheprovider
+            "$python" -m pytest -q tests/test_gpu_engine.py tests/test_gpu_speech.py \
+            -k "every_schedule and (3 or 8) or networks_read or 3-2-utterance-even-2" -p no:cacheprovider
     done
 else
     echo "memcheck, racecheck: not run, compute-sanitizer is missing" | tee -a "$out/summary.txt"

@@ -2,9 +2,11 @@
 
 The published network in bf16 (and the other precisions of ours), one utterance of 5 clips up to 205 of them; ours as a
 CUDA graph of the caller's and, for small batches, by other teams of blocks; PyTorch eager channels-last AMP, the same
-in a CUDA graph, torch.compile. Outputs are compared with float64 before anything is timed. The device's own ceilings,
-rate of products and of copies, are measured beside. Writes ``OUT/gpu-engine.json``; a contender that fails is written
-down and does not hide the others (exit code 1 where it is ours).  Goals are in goals.py.
+in a CUDA graph, torch.compile. Then 4.5 s of samples in GPU memory to probabilities, and the log-mel features of 64
+such recordings beside torchaudio's. Outputs are compared with float64 before anything is timed (samples: with the CPU
+engine). The device's own ceilings, rate of products and of copies, are measured beside. Writes ``OUT/gpu-engine.json``;
+a contender that fails is written down and does not hide the others (exit code 1 where it is ours).  Goals are in
+goals.py.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avser_fast import _engine, nn
+import avser_fast
+from avser_fast import _engine, nn, reference
 from avser_fast.testing import assert_close
 
 from .cases import CLIPS
@@ -35,6 +38,10 @@ PRECISIONS = {"float32": 1e-5, "tf32": 5e-3, "fp16": 5e-3, "bf16": 2e-2, "fp8": 
 OURS = "avser_fast"
 EAGER, GRAPH = "PyTorch eager AMP, channels-last", "PyTorch eager AMP in a CUDA graph"
 COMPILED = "torch.compile max-autotune with CUDA graphs"
+TORCHAUDIO = "torchaudio MelSpectrogram and log"
+SAMPLES = 72480  # 4.53 s: 452 frames
+#: The arguments of the op: the published front end.
+LOG_MEL = (16000, 40, 400, 160, 512, 0.97, 0.0, 8000.0)
 #: Other teams of blocks for one utterance: what the default is chosen from.
 TEAMS: tuple[dict[str, Any], ...] = (
     {"team": 16}, {"team": 8}, {"team": 4}, {"team": 1}, {"team": 8, "group": 5}, {"team": 16, "staged": True},
@@ -140,6 +147,60 @@ def measure(network: Any, tensors: dict[str, np.ndarray], utterances: int) -> di
     return {"utterances": utterances, "clips": utterances * CLIPS, "times": interleaved(runs), "failed": failed}
 
 
+def utterance(rows: int) -> np.ndarray:
+    """(rows, n) samples of as much noise as the other benchmarks' utterance has speech, at int16 scale."""
+    return (np.random.default_rng(1).standard_normal((rows, SAMPLES)) * 3000).astype(np.float32)
+
+
+def measure_samples(tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """One utterance's samples in GPU memory to probabilities: one graph for front end, clips and network."""
+    spec = MEMBERS["mdscm-published"]
+    host = utterance(1)
+    expected = avser_fast.Recognizer(spec, tensors, device="cpu", precision="float32").forward_samples(host)[0]
+    samples = torch.from_numpy(host).cuda()
+    runs: dict[str, Run] = {}
+    failed: dict[str, str] = {}
+    for precision, tolerance in PRECISIONS.items():
+        name = OURS if precision == "bf16" else f"{OURS}, {precision}"
+        try:
+            model = avser_fast.Recognizer(spec, tensors, device="cuda", backend="cuda", precision=precision)
+            run, output = graph(lambda m=model: m.forward_samples(samples)[0])
+            run()
+            torch.cuda.synchronize()
+            assert_close(output().cpu().numpy(), expected, tolerance, name)
+            runs[name] = run
+        except Exception as error:  # as in `measure`
+            failed[name] = reason(error)
+    return {"samples": SAMPLES, "times": interleaved(runs), "failed": failed}
+
+
+def measure_log_mel() -> dict[str, Any]:
+    """64 recordings: our op, with the published double arithmetic and natural log, beside torchaudio in float32."""
+    host = utterance(64)
+    samples = torch.from_numpy(host).cuda()
+    runs: dict[str, Run] = {}
+    failed: dict[str, str] = {}
+    try:
+        expected = np.stack([reference.log_mel(torch.from_numpy(row).double()).numpy() for row in host[:2]])
+        run, output = graph(lambda: torch.ops.avser_fast.log_mel(samples, *LOG_MEL))
+        run()
+        torch.cuda.synchronize()
+        assert_close(output()[:2].cpu().numpy(), expected, 1e-6, OURS)
+        runs[OURS] = run
+    except Exception as error:
+        failed[OURS] = reason(error)
+    try:
+        import torchaudio
+
+        transform = torchaudio.transforms.MelSpectrogram(16000, 512, 400, 160, n_mels=40, center=False).cuda()
+        plain = lambda: torch.log(transform(samples) + 1e-10)  # noqa: E731
+        runs[TORCHAUDIO] = plain
+        runs[f"{TORCHAUDIO} in a CUDA graph"] = graph(plain)[0]
+    except Exception as error:
+        failed[TORCHAUDIO] = reason(error)
+    return {"recordings": len(host), "samples": SAMPLES, "times": interleaved(runs), "failed": failed}
+
+
 def goals(content: dict[str, Any], macs: int) -> dict[str, dict[str, Any]]:
     """Every goal beside what was measured; None where a contender is missing."""
     cases = {case["utterances"]: case for case in content.get("cases", ())}
@@ -152,11 +213,20 @@ def goals(content: dict[str, Any], macs: int) -> dict[str, dict[str, Any]]:
         ours, theirs = ms(utterances, OURS), ms(utterances, COMPILED)
         return theirs / ours if ours and theirs else None
 
+    def front(part: str, name: str) -> float | None:
+        found = content.get(part, {}).get("times", {}).get(name)
+        return found and found["median_ms"]
+
+    sampled, ours, theirs = front("samples", OURS), front("log_mel", OURS), front("log_mel", TORCHAUDIO)
+    graphed = front("log_mel", f"{TORCHAUDIO} in a CUDA graph")
+    theirs = min(filter(None, (theirs, graphed)), default=None)
     one, many = ms(UTTERANCES[0], OURS), ms(UTTERANCES[-1], OURS)
     rate = many and UTTERANCES[-1] * CLIPS / many * 1e3
     measured = {
         "one utterance, us": one and one * 1e3,
         "one utterance over torch.compile": ratio(UTTERANCES[0]),
+        "4.5 s of samples on the device, us": sampled and sampled * 1e3,
+        "log-mel over torchaudio": theirs / ours if ours and theirs else None,
         "1025 clips, clips/s": rate,
         "1025 clips over torch.compile": ratio(UTTERANCES[-1]),
     }
@@ -176,12 +246,14 @@ def main(arguments: list[str]) -> int:
     torch.manual_seed(0)
     tensors = {name: value.numpy() for name, value in nn.MDSCM(network).state_dict().items()}
     content: dict[str, Any] = {"device": device(), "ceilings": ceilings(), "cases": []}
+    content |= {"samples": measure_samples(tensors), "log_mel": measure_log_mel()}
     for utterances in UTTERANCES:
         content["cases"].append(measure(network, tensors, utterances))
         content["goals"] = goals(content, mdscm_macs(network))
         (out / "gpu-engine.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(content, indent=1))
-    return 1 if any(name.startswith(OURS) for case in content["cases"] for name in case["failed"]) else 0
+    parts = [*content["cases"], content["samples"], content["log_mel"]]
+    return 1 if any(name.startswith(OURS) for part in parts for name in part["failed"]) else 0
 
 
 if __name__ == "__main__":

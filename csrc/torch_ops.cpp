@@ -13,6 +13,8 @@
 
 #include <array>
 #include <exception>
+#include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -35,7 +37,7 @@
 #include "ops/strided_conv2d/strided_conv2d.h"
 #include "ops/temporal_attention/temporal_attention_training.h"
 #if AVSER_CUDA_COMPILED
-#include "ops/log_mel/log_mel_cuda.h"
+#include "ops/log_mel/log_mel_gpu.h"
 #endif
 
 namespace avser {
@@ -242,15 +244,37 @@ void* current_stream(int device) {
   return stream;
 }
 
+// The tables of an option set on a device; kept until the process ends, since work queued with them may still run.
+const gpu::GpuLogMel& gpu_log_mel(int device, const LogMelOptions& options) {
+  using Key = std::pair<int, decltype(options.key())>;
+  static std::mutex guard;
+  static auto* cache = new std::map<Key, std::unique_ptr<const gpu::GpuLogMel>>;
+  const std::lock_guard<std::mutex> lock(guard);
+  std::unique_ptr<const gpu::GpuLogMel>& found = (*cache)[{device, options.key()}];
+  if (found == nullptr) found = std::make_unique<const gpu::GpuLogMel>(options);
+  return *found;
+}
+
 Tensor log_mel_on_cuda(const Tensor& waveform, int64_t sampling_rate, int64_t mel_bands, int64_t frame_length,
                        int64_t frame_step, int64_t n_fft, double preemphasis, double low_hz, double high_hz) {
   const int device = waveform.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   LogMelCall call(waveform, {sampling_rate, mel_bands, frame_length, frame_step, n_fft, preemphasis, low_hz, high_hz});
-  const CudaWaveforms waveforms{call.waveforms.const_data_ptr(), call.type,
-                                call.waveforms.size(0),          call.samples,
-                                call.waveforms.stride(0),        call.waveforms.stride(1)};
-  log_mel_cuda(waveforms, call.options, call.out.mutable_data_ptr(), device, current_stream(device));
+  const gpu::OnDevice current(device);
+  const gpu::GpuLogMel& kernel = gpu_log_mel(device, call.options);
+  const int64_t count = call.waveforms.size(0), frames = count * call.frames;
+  if (count == 0) return call.out;
+  AVSER_CHECK(frames <= INT32_MAX && call.samples <= INT32_MAX, input, "log_mel: waveform: expected at most ",
+              INT32_MAX, " samples and frames in a call on a CUDA device, got ", count, " waveforms of ", call.samples);
+  gpu::Recordings recordings{};
+  recordings.samples = call.waveforms.const_data_ptr();
+  recordings.type = call.type;
+  recordings.sample_stride = call.waveforms.stride(1);
+  recordings.given_totals = {static_cast<int>(count), static_cast<int>(frames), 0};
+  recordings.given.samples = static_cast<int>(call.samples);
+  recordings.given.frames = static_cast<int>(call.frames);
+  recordings.recording_stride = call.waveforms.stride(0);
+  kernel.queue(recordings, frames, call.out.mutable_data_ptr(), current_stream(device));
   return call.out;
 }
 #endif

@@ -11,7 +11,6 @@ from torch import Tensor
 from avser_fast.config import ModelSpec
 from avser_fast.inference.backends import Engine, softmax
 from avser_fast.inference.convert import calibrate
-from avser_fast.inference.recognizer import CLIPS_AT_ONCE
 from avser_fast.precision import PRECISIONS
 
 from .data.prepared import PreparedCorpus
@@ -47,6 +46,6 @@ def low_precisions(
     found = {}
     for name in LOW:
         engine = _engine(spec, state, name, ranges_of(spec, state, training) if name == "int8" else None)
-        scored = engine.score(tested, CLIPS_AT_ONCE, False)
+        scored = engine.score(tested, False)
         found[name] = [softmax(logits.astype(np.float64).mean(0)).tolist() for logits, _ in scored]
     return found

@@ -36,9 +36,13 @@ class OnGpu:
             pytest.skip("a GPU is what it is")
 
 
+def on_gpu() -> bool:
+    return os.environ.get("AVSER_FAST_TEST_GPU") == "1"
+
+
 def module() -> Any:
     """What has the classes of the GPU engine."""
-    return OnGpu() if os.environ.get("AVSER_FAST_TEST_GPU") == "1" else build()
+    return OnGpu() if on_gpu() else build()
 
 
 @functools.cache

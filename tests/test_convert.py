@@ -219,7 +219,7 @@ def test_convert_to_int8(model: Path, tmp_path: Path, speech: Path) -> None:
     assert card["licence"] == "CC0-1.0" and card["precisions"] == done.measured
     engine = _engine.Engine(json.dumps(spec.to_dict()), tensors)
     recognizer = avser_fast.load(model)
-    clips = [recognizer._prepare(path, None, "x").clips for path in find_audio(speech, "x")]
+    clips = [recognizer._prepare(path, None, "x").item for path in find_audio(speech, "x")]
     expected = with_headroom(engine.calibrate(np.concatenate(clips)[None]))
     assert ranges.keys() == expected.keys() and all(np.array_equal(ranges[k], v) for k, v in expected.items())
     for name, entry in card["precisions"].items():
@@ -447,7 +447,7 @@ def test_doctor_says_what_is_native_and_what_auto_runs(
 def shipped() -> tuple[avser_fast.Recognizer, list[np.ndarray]]:
     """The shipped model and the clips of every recording of EMO-DB."""
     recognizer = avser_fast.load("default", precision="float32")
-    return recognizer, [recognizer._prepare(path, None, path.name).clips for path in SPEECH]
+    return recognizer, [recognizer._prepare(path, None, path.name).item for path in SPEECH]
 
 
 @pytest.mark.parametrize("name", ["bf16", "int8"])
@@ -461,7 +461,7 @@ def test_the_shipped_model_decides_as_in_float32(
     assert isinstance(whole, backends.Engine)
 
     def scores(engine: backends.Engine, chosen: list[int]) -> np.ndarray:
-        logits = [found.astype(np.float64).mean(0) for found, _ in engine.score([clips[i] for i in chosen], 64, False)]
+        logits = [found.astype(np.float64).mean(0) for found, _ in engine.score([clips[i] for i in chosen], False)]
         exponents = np.exp(logits - np.max(logits, axis=1, keepdims=True))
         return np.asarray(exponents / exponents.sum(1, keepdims=True))
 

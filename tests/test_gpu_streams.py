@@ -12,6 +12,7 @@ import pytest
 import torch
 from test_engine import MEMBERS, random_clips, reference
 
+import avser_fast
 from avser_fast import _engine
 from avser_fast.inference.weights import random_tensors
 
@@ -97,3 +98,28 @@ def test_threads_with_streams_of_their_own() -> None:
     with ThreadPoolExecutor(4) as pool:
         for outputs in pool.map(run, range(8)):
             call.check(outputs)
+
+
+def test_samples_stay_on_the_gpu_and_in_the_callers_graph() -> None:
+    """Equal-length recordings in torch's memory, on a side stream and in a graph: the bits of the host's way."""
+    model = avser_fast.load("default", device="cuda", backend="cuda", precision="float32")
+    host = np.random.default_rng(0).integers(-9000, 9000, (3, 40001)).astype(np.int16)
+    expected = model.forward_samples(host)
+    samples = torch.from_numpy(np.pad(host, ((0, 0), (0, 7)))).cuda()[:, :40001]
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        model.forward_samples(samples)  # warm
+        found = model.forward_samples(samples)
+    stream.synchronize()
+    made = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(made):
+        recorded = model.forward_samples(samples)
+    made.replay()
+    torch.cuda.synchronize()
+    for outputs in (found, recorded):
+        for a, e in zip(outputs[1:], expected[1:]):
+            assert a.is_cuda and a.cpu().numpy().tobytes() == e.tobytes()
+        np.testing.assert_allclose(outputs[0].cpu().numpy(), expected[0], rtol=1e-5)
+    cpu = avser_fast.load("default", precision="float32").forward_samples(host)
+    for a, e in zip(expected, cpu):
+        np.testing.assert_allclose(a, e, atol=1e-5 * np.abs(e).max())

@@ -450,7 +450,7 @@ def test_generators_are_read_as_results_are_needed(even: avser_fast.Recognizer) 
     assert len(taken) == 4 and first == even.infer([SPEECH[0]]) * 3
     del taken[:]
     next(even.iter_infer(endless()))
-    assert len(taken) <= recognizer_module.CLIPS_AT_ONCE
+    assert len(taken) <= backends.CLIPS_AT_ONCE
 
 
 def test_an_error_of_the_generator_itself_is_not_hidden(even: avser_fast.Recognizer) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -366,33 +365,6 @@ def test_unknown_instruction_set(name: str) -> None:
     assert run.returncode == 0, run.stderr
     first, second, isas = run.stdout.splitlines()
     assert first == second and name in first and "scalar" in isas
-
-
-def test_cuda_arithmetic_on_the_host(tmp_path: Path) -> None:
-    """The CUDA kernel's steps, compiled for the host and run in shuffled order, against the reference."""
-    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler on this machine")
-    program = tmp_path / "tiles"
-    common = ("csrc/common/isa.cpp", "csrc/common/fork_mutex.cpp")
-    sources = ("tests/cpp/log_mel_tiles.cpp", "csrc/ops/log_mel/log_mel.cpp", *common)
-    kernel = ROOT / "csrc" / "ops" / "log_mel" / "log_mel_cpu.cpp"
-    command = [compiler, "-std=c++17", "-O1", "-Wno-psabi", f"-I{ROOT / 'csrc'}", "-DAVSER_ISA_NAMESPACE=isa_scalar"]
-    command += [*(str(ROOT / s) for s in sources), str(kernel), "-o", str(program), "-pthread"]
-    subprocess.run(command, check=True, timeout=300)
-    for name in OPTIONS:
-        options = OPTIONS[name]
-        o = {
-            "frame_length": 400, "frame_step": 160, "n_fft": 512, "mel_bands": 40, "sampling_rate": 16000,
-            "preemphasis": 0.97, "low_hz": 0.0, "high_hz": 8000.0, **options,
-        }  # fmt: skip
-        wave = speech(7 * o["frame_step"] + o["frame_length"] - 3, 2).astype(np.float32)
-        text = " ".join(str(o[key]) for key in o if key not in ("high_hz", "low_hz", "preemphasis"))
-        text = f"{len(wave)} {text} {o['preemphasis']} {o['low_hz']} {o['high_hz']}\n"
-        text += "\n".join(repr(float(v)) for v in wave)
-        run = subprocess.run([str(program)], input=text, capture_output=True, text=True, check=True, timeout=60)
-        out = np.array([[float(v) for v in line.split()] for line in run.stdout.splitlines()])
-        assert_close(out, expected(wave, **options), 1e-12, name)
 
 
 # ---- clips, deltas, resampling

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .. import nn
 
 MAX_THREADS = 1024
+#: Clips that go through a network on the CPU together; bounds the memory of long audio and of large batches.
+CLIPS_AT_ONCE = 64
 #: Clips (N, C, W, M) to their features (N, D) and logits (N, K).
 Clipwise = Callable[[np.ndarray], "tuple[np.ndarray, np.ndarray]"]
 #: Clips (B, L, C, W, M) and who votes (B, L), or None, to probabilities, features and logits.
@@ -34,20 +36,24 @@ Fuse = Callable[[np.ndarray, np.ndarray], "tuple[np.ndarray, np.ndarray, np.ndar
 
 
 class Backend(Protocol):
-    """``name``, ``device`` and ``precision`` are what ``info`` reports, ``ran`` what results say of all three."""
+    """``name``, ``device`` and ``precision`` are what ``info`` reports, ``ran`` what results say of all three.
+
+    ``prepare`` makes of samples at the front end's rate what ``score`` takes, and says which frames the clips that vote
+    hold: (L, clip_frames), 1-based, 0 = padding.  ``clips_at_once`` of them go through the networks together.
+    """
 
     name: str
     ran: str
     device: str
     precision: str
+    clips_at_once: int
 
     def resample(self, samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray: ...
-    def features(self, samples: np.ndarray, front: config.FrontEnd) -> np.ndarray: ...
-    def clips(self, values: np.ndarray, rule: config.ClipRule) -> tuple[np.ndarray, np.ndarray]: ...
+    def prepare(
+        self, samples: np.ndarray, front: config.FrontEnd, rule: config.ClipRule
+    ) -> tuple[np.ndarray, np.ndarray]: ...
     def forward(self, clips: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
-    def score(
-        self, utterances: Sequence[np.ndarray], at_once: int, features: bool
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]: ...
+    def score(self, utterances: Sequence[np.ndarray], features: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]: ...
     def vote(self, clip_logits: np.ndarray, features: np.ndarray) -> np.ndarray: ...
     def info(self) -> dict[str, Any]: ...
 
@@ -68,6 +74,14 @@ def join(found: Sequence[Any], concatenate: Any, maximum: Any) -> tuple[Any, Any
     for more, other in others:
         features, logits = concatenate((features, more), -1), maximum(logits, other)
     return features, logits
+
+
+def split(logits: np.ndarray, features: np.ndarray, counts: Iterable[int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Both by utterance, of so many clips each."""
+    begin = 0
+    for count in counts:
+        yield logits[begin : begin + count], features[begin : begin + count]
+        begin += count
 
 
 class Way(NamedTuple):
@@ -226,15 +240,15 @@ class CompiledFrontEnd:
     """From samples to clips on the CPU without torch, in ``threads`` threads."""
 
     threads: int
+    clips_at_once = CLIPS_AT_ONCE
 
     def resample(self, samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
         return front_end.resample(samples, from_rate, to_rate)
 
-    def features(self, samples: np.ndarray, front: config.FrontEnd) -> np.ndarray:
-        return front_end.features(samples, front, self.threads)
-
-    def clips(self, values: np.ndarray, rule: config.ClipRule) -> tuple[np.ndarray, np.ndarray]:
-        return front_end.clips_and_table(values, rule)
+    def prepare(
+        self, samples: np.ndarray, front: config.FrontEnd, rule: config.ClipRule
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return front_end.clips_and_table(front_end.features(samples, front, self.threads), rule)
 
 
 class Engine(CompiledFrontEnd):
@@ -370,25 +384,19 @@ class Engine(CompiledFrontEnd):
         ranges: dict[str, np.ndarray] = self._engine.calibrate(clips[None])
         return ranges
 
-    def score(
-        self, utterances: Sequence[np.ndarray], at_once: int, features: bool
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The clips of all utterances, ``at_once`` at a time: a clip's answer does not depend on its neighbours."""
+    def score(self, utterances: Sequence[np.ndarray], features: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The clips of all utterances, so many at a time: a clip's answer does not depend on its neighbours."""
         if not utterances:
             return
-        counts = [len(clips) for clips in utterances]
-        ends = np.cumsum(counts)
         clips = utterances[0] if len(utterances) == 1 else np.concatenate(utterances)
         logits, found = [], []
-        for begin in range(0, len(clips), at_once):
-            part_features, part_logits = self._clip_outputs(clips[begin : begin + at_once])
+        for begin in range(0, len(clips), self.clips_at_once):
+            part_features, part_logits = self._clip_outputs(clips[begin : begin + self.clips_at_once])
             logits.append(part_logits)
             if features:
                 found.append(part_features)
         joined = np.concatenate(logits)
-        joined_features = np.concatenate(found) if features else joined
-        for end, count in zip(ends, counts):
-            yield joined[end - count : end], joined_features[end - count : end]
+        yield from split(joined, np.concatenate(found) if features else joined, map(len, utterances))
 
     def info(self) -> dict[str, Any]:
         return {
@@ -407,6 +415,7 @@ class Reference:
 
     name = ran = "reference"
     precision = "float32"
+    clips_at_once = CLIPS_AT_ONCE
 
     def __init__(self, spec: Spec, tensors: Mapping[str, np.ndarray], device: str) -> None:
         try:
@@ -425,16 +434,14 @@ class Reference:
 
         return resample(self._torch.from_numpy(samples), from_rate, to_rate).numpy()
 
-    def features(self, samples: np.ndarray, front: config.FrontEnd) -> np.ndarray:
-        from ..reference import add_deltas, log_mel, normalize
+    def prepare(
+        self, samples: np.ndarray, front: config.FrontEnd, rule: config.ClipRule
+    ) -> tuple[np.ndarray, np.ndarray]:
+        from ..reference import add_deltas, clip_table, frame_clips, log_mel, normalize
 
         static = log_mel(self._torch.from_numpy(samples), **front_end.log_mel_options(front))
-        return normalize(add_deltas(static, front.channels, front.delta_window), front).numpy()
-
-    def clips(self, values: np.ndarray, rule: config.ClipRule) -> tuple[np.ndarray, np.ndarray]:
-        from ..reference import clip_table, frame_clips
-
-        clips, valid = frame_clips(self._torch.from_numpy(values), rule.clips, rule.clip_frames, rule.rule)
+        values = normalize(add_deltas(static, front.channels, front.delta_window), front)
+        clips, valid = frame_clips(values, rule.clips, rule.clip_frames, rule.rule)
         table, _ = clip_table(values.shape[1], rule.clips, rule.clip_frames, rule.rule)
         return clips[valid].numpy(), table[valid].numpy()
 
@@ -478,11 +485,10 @@ class Reference:
             inputs = (self._torch.from_numpy(np.array(part[None])).to(self.device) for part in (features, clip_logits))
             return np.asarray(self._fusion(*inputs).fused[0].double().cpu().numpy())
 
-    def score(
-        self, utterances: Sequence[np.ndarray], at_once: int, features: bool
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def score(self, utterances: Sequence[np.ndarray], features: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        most = self.clips_at_once
         for clips in utterances:
-            parts = [self._clip_outputs(clips[i : i + at_once]) for i in range(0, len(clips), at_once)]
+            parts = [self._clip_outputs(clips[i : i + most]) for i in range(0, len(clips), most)]
             yield np.concatenate([p[1] for p in parts]), np.concatenate([p[0] for p in parts])
 
     def info(self) -> dict[str, Any]:

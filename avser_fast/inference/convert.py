@@ -19,7 +19,7 @@ from ..errors import ConfigError, InputError, ModelError
 from ..precision import PRECISIONS
 from ..precision import measured as known_measurement
 from .backends import Engine
-from .recognizer import CLIPS_AT_ONCE, Recognizer
+from .recognizer import Recognizer
 from .weights import find_model, read_any, write_model
 
 #: Files under a folder that are taken for recordings.
@@ -182,7 +182,7 @@ def convert_model(
         files = find_audio(calibrate_on, "calibrate", limit)
         if measure_on is not None:  # is named before the work begins when there is something wrong with it
             find_audio(measure_on, "measure", limit)
-        calibration = calibrate(engine, (item.clips for item in prepared("calibrating", files)))
+        calibration = calibrate(engine, (item.item for item in prepared("calibrating", files)))
         if not calibration:
             raise none_left("calibrate", files, calibrate_on)
         calibrated_on = len(files) - len(bad)
@@ -194,7 +194,7 @@ def convert_model(
     scores: dict[str, list[list[float]]] = {name: [] for name in runs}
     for item in prepared("measuring", files):
         for name, recognizer in runs.items():
-            logits, features = next(recognizer._backend.score([item.clips], CLIPS_AT_ONCE, False))
+            logits, features = next(recognizer._backend.score([item.item], False))
             by_label = recognizer._result(item, logits, features, None).scores
             scores[name].append([by_label[label] for label in spec.labels])
     expected = np.array(scores.pop("float32"))

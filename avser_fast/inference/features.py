@@ -36,6 +36,21 @@ def log_mel_options(front_end: FrontEnd) -> dict[str, Any]:
     }
 
 
+def clip_options(front_end: FrontEnd, rule: ClipRule) -> dict[str, Any]:
+    """The arguments of ``GpuSpeech`` that a front end and a clip rule stand for."""
+    return {
+        **log_mel_options(front_end),
+        "channels": front_end.channels,
+        "delta_window": front_end.delta_window,
+        "normalization": front_end.normalization,
+        "mean": front_end.mean,
+        "std": front_end.std,
+        "rule": rule.rule,
+        "clips": rule.clips,
+        "clip_frames": rule.clip_frames,
+    }
+
+
 def features(waveform: np.ndarray, front_end: FrontEnd, threads: int = 1, vtlp: float = 1.0) -> np.ndarray:
     """Normalised features (channels, frames, bands) float32 of a waveform (n,) float32 at int16 scale.
 

@@ -21,8 +21,6 @@ from .backends import Backend, make_backend, softmax
 from .result import EmotionResult, Segment
 from .weights import Spec, find_model, read_any
 
-#: Clips that go through the network together; bounds the memory of long audio and of large batches.
-CLIPS_AT_ONCE = 64
 #: Items decoded together when every one of them is short or bad.
 ITEMS_AT_ONCE = 256
 
@@ -31,9 +29,9 @@ Progress = Callable[[int, "int | None"], object]
 
 @dataclass
 class _Prepared:
-    """One item ready for the network: its voting clips and where they lie."""
+    """One item ready to be scored by the backend, and which frames its voting clips hold."""
 
-    clips: np.ndarray
+    item: np.ndarray
     table: np.ndarray
     duration_s: float
 
@@ -178,38 +176,75 @@ class Recognizer:
         _check_count("batch_size", batch_size)
         return [found for _, _, found in self._score(batch, sampling_rate, batch_size, "raise", features=True)]
 
-    def forward(self, clips: Any, valid: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def forward(self, clips: Any, valid: Any = None) -> tuple[Any, Any, Any]:
         """The networks alone: (B, L, C, W, M) float32 clips in, three float32 arrays out.
 
         Returns probabilities (B, K), clip features (B, L, D) and clip logits (B, L, K), of a system the larger ones of
         its two networks.  ``valid``: (B, L) bool, the clips that vote (None: all), at least one of each utterance; a
         system fuses these alone.  Both may be torch tensors.  Raises InputError for another shape or dtype.
+
+        With backend ``cuda``, clips in the memory of the model's own GPU stay there: the outputs are torch tensors
+        beside them, queued on torch's current stream (a system's wait for the GPU: its fusion begins on the host).
         """
         front, classes = self.spec.front_end, len(self.spec.labels)
-        array = _plain_array(clips)
+        there = self._on_gpu(clips)
+        array = _plain_array(clips) if there is None else clips
         inner = (front.channels, self.spec.clip_rule.clip_frames, front.mel_bands)
-        if array.ndim != 5 or array.shape[2:] != inner or array.shape[1] < 1 or array.dtype != np.float32:
+        dtype = _dtype(array)
+        if array.ndim != 5 or tuple(array.shape[2:]) != inner or array.shape[1] < 1 or dtype != "float32":
             shape = ", ".join(map(str, inner))
             raise InputError(
-                f"forward: clips: expected float32 of shape (B, L, {shape}) with L >= 1, "
-                f"got {array.dtype} {array.shape}"
+                f"forward: clips: expected float32 of shape (B, L, {shape}) with L >= 1, got {dtype} "
+                f"{tuple(array.shape)}"
             )
         votes = None
         if valid is not None:
             votes = _plain_array(valid)
-            if votes.dtype != np.bool_ or votes.shape != array.shape[:2] or not votes.any(1).all():
+            if votes.dtype != np.bool_ or votes.shape != tuple(array.shape[:2]) or not votes.any(1).all():
                 raise InputError(
-                    f"forward: valid: expected bool of shape {array.shape[:2]} with a clip that votes in every row, "
-                    f"got {votes.dtype} {votes.shape}"
+                    f"forward: valid: expected bool of shape {tuple(array.shape[:2])} with a clip that votes in every "
+                    f"row, got {votes.dtype} {votes.shape}"
                 )
         if not len(array):
             empty = (0, array.shape[1])
-            return (
+            outputs = (
                 np.zeros((0, classes), np.float32),
                 np.zeros((*empty, self.spec.features), np.float32),
                 np.zeros((*empty, classes), np.float32),
             )
+            return outputs if there is None else _beside(outputs, array)
+        if there is not None:
+            return there.forward_tensors(array, votes)
         return self._backend.forward(array, votes)
+
+    def forward_samples(self, samples: Any) -> tuple[Any, Any, Any]:
+        """Front end, clips and networks, of recordings of one length: (B, n) in, three float32 arrays out.
+
+        samples: int16 or float32 at int16 scale and at the front end's rate, an array or a torch tensor; n at least 1.
+        Returns probabilities (B, K), and features (B, L, D) and logits (B, L, K) of the L clips that vote.  Nothing is
+        resampled, and a NaN is not looked for: it comes out as NaN.  Raises InputError for another shape or dtype.
+
+        With backend ``cuda``, samples in the memory of the model's own GPU stay there, as clips do in ``forward``.
+        """
+        there = self._on_gpu(samples)
+        array = _plain_array(samples) if there is None else samples
+        dtype = _dtype(array)
+        if array.ndim != 2 or min(array.shape) < 1 or dtype not in ("int16", "float32"):
+            raise InputError(
+                f"forward_samples: samples: expected int16 or float32 of shape (B, n), got {dtype} {tuple(array.shape)}"
+            )
+        if there is not None:
+            return there.forward_sample_tensors(array)
+        front, rule = self.spec.front_end, self.spec.clip_rule
+        rows = [self._backend.prepare(row, front, rule)[0] for row in array.astype(np.float32)]
+        found = [(logits, features) for logits, features in self._backend.score(rows, True)]
+        votes = [softmax(self._backend.vote(logits, features)).astype(np.float32) for logits, features in found]
+        return np.stack(votes), np.stack([features for _, features in found]), np.stack([x for x, _ in found])
+
+    def _on_gpu(self, value: Any) -> Any:
+        """The backend, where it takes ``value`` as it lies in its GPU's memory; None otherwise."""
+        backend: Any = self._backend
+        return backend if backend.name == "cuda" and backend.holds(value) else None
 
     def info(self) -> dict[str, Any]:
         """What runs and what it was trained on, as plain data.
@@ -241,12 +276,11 @@ class Recognizer:
         front = self.spec.front_end
         try:
             samples = self._backend.resample(waveform.samples, waveform.rate, front.sampling_rate)
-            features = self._backend.features(samples, front)
-            clips, table = self._backend.clips(features, self.spec.clip_rule)
+            ready, table = self._backend.prepare(samples, front, self.spec.clip_rule)
         except MemoryError as error:
             length = f"{waveform.duration_s:.0f} s at {waveform.rate} hertz"
             raise InputError(f"{name}: expected audio whose features fit into memory, got {length}") from error
-        return _Prepared(clips, table, waveform.duration_s)
+        return _Prepared(ready, table, waveform.duration_s)
 
     def _score(
         self, batch: Iterable[Any], sampling_rate: int | None, batch_size: int | None, on_error: str, *, features: bool
@@ -265,8 +299,8 @@ class Recognizer:
             del item  # a decoded item of a generator need not outlive its features
             group.append(prepared)
             if isinstance(prepared, _Prepared):
-                clips += len(prepared.clips)
-            full = clips >= CLIPS_AT_ONCE or len(group) >= ITEMS_AT_ONCE
+                clips += len(prepared.table)
+            full = clips >= self._backend.clips_at_once or len(group) >= ITEMS_AT_ONCE
             if (len(group) >= batch_size) if batch_size is not None else full:
                 yield from self._flush(group, features)
                 group, clips = [], 0
@@ -276,7 +310,7 @@ class Recognizer:
         self, group: Sequence[_Prepared | InputError], features: bool
     ) -> Iterator[tuple[_Prepared | InputError, np.ndarray, np.ndarray]]:
         ready = [item for item in group if isinstance(item, _Prepared)]
-        outputs = iter(self._backend.score([item.clips for item in ready], CLIPS_AT_ONCE, features))
+        outputs = iter(self._backend.score([item.item for item in ready], features))
         nothing = np.empty((0, 0), np.float32)
         for item in group:
             if isinstance(item, InputError):
@@ -332,15 +366,16 @@ def load(
     name_or_path: a shipped name (``default``) or a safetensors file written by this project: an MDSCM, an audio-visual
     encoder (``write_avre``) or a whole system (``write_system``, ``import_av4ser``).
     device: ``cpu``, ``cuda`` or ``cuda:1``; ``auto`` is the CPU.
-    precision: ``float32``, ``bf16`` or ``int8`` on the engine, ``float32``, ``tf32``, ``bf16`` or ``fp16`` on the
-    Triton kernels, ``float32`` on the reference.  ``int8`` needs a file with calibrated ranges (``avser-fast convert``)
-    and is never automatic.  ``auto`` is bf16 where the processor has instructions for it and the model's card shows
-    that it decides as float32 does on at least 99 % of utterances, else float32; ``info()`` and
+    precision: ``float32``, ``bf16`` or ``int8`` on the engine, ``float32``, ``tf32``, ``bf16`` or ``fp16`` on a GPU,
+    with backend ``cuda`` also ``fp8``, ``float32`` on the reference.  ``int8`` needs a file with calibrated ranges
+    (``avser-fast convert``) and is never automatic.  ``auto`` is bf16 where the processor has instructions for it and
+    the model's card shows that it decides as float32 does on at least 99 % of utterances, else float32; ``info()`` and
     ``EmotionResult.backend`` say which ran.  Encoders and systems run in float32 unless another is asked for.
     threads: of the engine, and of the front end before the Triton kernels; None takes as many as the process may use.
     Nothing outside this model changes.
-    backend: ``engine`` (CPU, no torch), ``triton`` (GPU) or ``reference`` (plain PyTorch, both); ``auto`` is the engine
-    on the CPU, the Triton kernels on a GPU, never the reference.
+    backend: ``engine`` (CPU, no torch), ``cuda`` (GPU, no torch), ``triton`` (GPU) or ``reference`` (plain PyTorch,
+    both); ``auto`` is the engine on the CPU, on a GPU the first of ``cuda`` and ``triton`` that can run, never the
+    reference.
 
     Raises ModelError for a file that cannot be used, BackendError for what this machine or version does not have.
     """
@@ -464,6 +499,16 @@ def _reporter(progress: bool | Progress | None) -> Progress | None:
         print(f"\r{done}/{'?' if total is None else total} items", end=end, file=sys.stderr, flush=True)
 
     return report
+
+
+def _dtype(array: Any) -> str:
+    return str(array.dtype).removeprefix("torch.")
+
+
+def _beside(arrays: Iterable[np.ndarray], tensor: Any) -> tuple[Any, ...]:
+    import torch
+
+    return tuple(torch.from_numpy(array).to(tensor.device) for array in arrays)
 
 
 def _plain_array(value: Any) -> np.ndarray:

@@ -224,10 +224,8 @@ class Triton(CompiledFrontEnd):
             rows.append(softmax(self.vote(logits[voting], features[voting])).astype(np.float32))
         return np.stack(rows), np.stack([found for found, _ in outputs]), np.stack([logits for _, logits in outputs])
 
-    def score(
-        self, utterances: Sequence[np.ndarray], at_once: int, features: bool
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """All utterances are queued before the first is waited for; ``at_once`` is not needed, utterances go alone."""
+    def score(self, utterances: Sequence[np.ndarray], features: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """All utterances are queued before the first is waited for; they go alone."""
         for found, logits in self._outputs(utterances):
             yield logits, found
 

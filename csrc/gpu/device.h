@@ -32,7 +32,8 @@ AVSER_DEVICE int most(int a, int b) { return a > b ? a : b; }
 AVSER_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
 // Sum and largest value over the lanes of a warp, the same bits in each.
-AVSER_DEVICE float warp_sum(float x) {
+template <typename T>
+AVSER_DEVICE T warp_sum(T x) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) x += shuffle_xor(x, offset);
   return x;
 }

@@ -32,6 +32,7 @@ AVSER_DEVICE int blocks() { return static_cast<int>(gridDim.x); }
 
 AVSER_DEVICE void sync() { __syncthreads(); }
 AVSER_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+AVSER_DEVICE double shuffle_xor(double x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 
 // All threads of the cluster's blocks meet; what they wrote to global memory is seen by all of them.
 AVSER_DEVICE void cluster_sync() {
@@ -130,6 +131,8 @@ AVSER_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a,
 AVSER_DEVICE float exponential(float x) { return expf(x); }
 AVSER_DEVICE float tangent(float x) { return tanhf(x); }  // hyperbolic
 AVSER_DEVICE float square_root(float x) { return __fsqrt_rn(x); }
+AVSER_DEVICE double square_root(double x) { return __dsqrt_rn(x); }
+AVSER_DEVICE double natural_log(double x) { return log(x); }
 
 AVSER_DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
 AVSER_DEVICE float bits_float(uint32_t x) { return __uint_as_float(x); }

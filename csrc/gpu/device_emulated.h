@@ -44,8 +44,9 @@ void warp_wide(const Bring& bring, const Use& use) {
   use(warp, turn);
 }
 
-inline float shuffle_xor(float x, int mask) {
-  float out = 0;
+template <typename T>
+T shuffle_xor(T x, int mask) {
+  T out = 0;
   const int own = lane();
   warp_wide([&](EmulatedWarp& w, int turn) { std::memcpy(&w.brought[turn][own][0], &x, sizeof x); },
             [&](EmulatedWarp& w, int turn) { std::memcpy(&out, &w.brought[turn][own ^ mask][0], sizeof out); });
@@ -160,6 +161,8 @@ inline float multiply_add(float a, float b, float c) { return std::fma(a, b, c);
 inline float exponential(float x) { return std::exp(x); }
 inline float tangent(float x) { return std::tanh(x); }  // hyperbolic
 inline float square_root(float x) { return std::sqrt(x); }
+inline double square_root(double x) { return std::sqrt(x); }
+inline double natural_log(double x) { return std::log(x); }
 
 inline uint32_t float_bits(float x) { return detail::bits_of(x); }
 inline float bits_float(uint32_t x) { return detail::of_bits(x); }

@@ -24,15 +24,14 @@ inline void check_cuda(cudaError_t status, const char* what) {
   AVSER_CHECK(status == cudaSuccess, backend, "CUDA: ", what, " failed: ", cudaGetErrorString(status));
 }
 
+// Lets a kernel have the shared memory and the cluster size of `shape` on the current device; asks the driver at the
+// first time alone.
+void allow(const void* kernel, const LaunchShape& shape);
+
 template <typename... Parameters>
 void launch(void (*kernel)(Parameters...), int threads, const LaunchShape& shape, Stream stream,
             const Parameters&... parameters) {
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes),
-             "cudaFuncSetAttribute of the shared memory");
-  if (shape.cluster > 8) {
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-               "cudaFuncSetAttribute of the cluster size");
-  }
+  allow(reinterpret_cast<const void*>(kernel), shape);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim.x = static_cast<unsigned>(shape.cluster);

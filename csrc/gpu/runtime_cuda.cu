@@ -1,5 +1,9 @@
 #include <cuda_runtime_api.h>
 
+#include <map>
+#include <mutex>
+#include <utility>
+
 #include "gpu/launch.h"
 #include "gpu/runtime.h"
 
@@ -84,6 +88,26 @@ WhileRecording::WhileRecording() : mode_(cudaStreamCaptureModeRelaxed) {
 WhileRecording::~WhileRecording() {
   auto mode = static_cast<cudaStreamCaptureMode>(mode_);
   cudaThreadExchangeStreamCaptureMode(&mode);
+}
+
+void allow(const void* kernel, const LaunchShape& shape) {
+  static std::mutex guard;
+  static auto* allowed = new std::map<std::pair<int, const void*>, LaunchShape>;
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  const std::lock_guard<std::mutex> lock(guard);
+  LaunchShape& known = (*allowed)[{device, kernel}];
+  if (shape.shared_bytes > known.shared_bytes) {
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes),
+               "cudaFuncSetAttribute of the shared memory");
+    known.shared_bytes = shape.shared_bytes;
+  }
+  constexpr int kPortableCluster = 8;
+  if (shape.cluster > kPortableCluster && known.cluster <= kPortableCluster) {
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+               "cudaFuncSetAttribute of the cluster size");
+    known.cluster = shape.cluster;
+  }
 }
 
 void copy_to_device(void* to, const void* from, int64_t bytes, Stream stream) {

@@ -11,21 +11,10 @@ namespace {
 
 constexpr int kMostTeam = 8;  // blocks of a cluster that every device with clusters runs
 constexpr int kMostStaged = 16;
-constexpr int64_t kAlignment = 256;
-// Clips that go to the GPU in one piece, if their utterances end there.
-constexpr int64_t kMostClips = 1024;
-constexpr size_t kMostIdle = 8;
 
 constexpr const char* kNames[kGpuPrecisions] = {"float32", "tf32", "bf16", "fp16", "fp8"};
 
 int64_t divided(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Sizes that share a graph: four between powers of two.
-int64_t slots_of(int64_t clips) {
-  int64_t step = 1;
-  while (clips > 8 * step) step *= 2;
-  return divided(clips, step) * step;
-}
 
 DeviceInfo checked(const GpuOptions& options) {
   const int count = device_count();
@@ -41,6 +30,12 @@ DeviceInfo checked(const GpuOptions& options) {
 
 }  // namespace
 
+int64_t slots_of(int64_t clips) {
+  int64_t step = 1;
+  while (clips > 8 * step) step *= 2;
+  return divided(clips, step) * step;
+}
+
 const char* gpu_precision_name(GpuPrecision precision) { return kNames[static_cast<int>(precision)]; }
 
 GpuPrecision gpu_precision_named(const std::string& name, const std::string& what) {
@@ -50,18 +45,20 @@ GpuPrecision gpu_precision_named(const std::string& name, const std::string& wha
   fail(ErrorKind::config, what, ": expected one of float32, tf32, bf16, fp16 and fp8 on a GPU, got '", name, "'");
 }
 
-// Everything that a call of up to `slots` clips writes.
+// Of calls from and to the host's memory.
 struct GpuModel::Workspace {
-  int64_t slots;
-  Plan plan;
+  struct Arrays {
+    Batch* batch;
+    float* clips;
+    uint8_t* valid;
+    float *features, *logits, *probabilities;
+  };
+
+  std::unique_ptr<Activations> activations;
   OwnedStream stream;
   DeviceMemory memory;
-  Run run;
   PinnedMemory staging;
-  Batch* host_batch;
-  float* host_clips;
-  uint8_t* host_valid;
-  float *host_features, *host_logits, *host_probabilities;
+  Arrays host;
   Graph graph;
 };
 
@@ -102,94 +99,78 @@ int GpuModel::teams_of(const Schedule& schedule, int64_t clips) const {
   return static_cast<int>(std::min(divided(clips, schedule.group), resident));
 }
 
-std::unique_ptr<GpuModel::Workspace> GpuModel::make(int64_t slots) const {
-  auto own = std::make_unique<Workspace>();
-  own->slots = slots;
-  own->plan = plan(slots);
-  own->stream = make_stream();
-  const auto lay_out = [&](char* base, bool device) {
-    char* at = base;
-    const auto place = [&](int64_t bytes) {
-      char* const here = at;
-      at += divided(bytes, kAlignment) * kAlignment;
-      return here;
-    };
-    auto* batch = reinterpret_cast<Batch*>(place(sizeof(Batch)));
-    auto* clips = reinterpret_cast<float*>(place(slots * clip_floats_ * 4));
-    auto* valid = reinterpret_cast<uint8_t*>(place(slots));
-    auto* features = reinterpret_cast<float*>(place(slots * features_ * 4));
-    auto* logits = reinterpret_cast<float*>(place(slots * classes_ * 4));
-    auto* probabilities = reinterpret_cast<float*>(place(slots * classes_ * 4));
-    if (device) {
-      auto* arrived = reinterpret_cast<int*>(place(slots * 4));
-      char* const memory = place(own->plan.teams * own->plan.team_bytes);
-      own->run = {batch,
-                  {},
-                  clips,
-                  valid,
-                  features,
-                  logits,
-                  probabilities,
-                  arrived,
-                  memory,
-                  own->plan.schedule.group,
-                  own->plan.schedule.team};
-    } else {
-      own->host_batch = batch;
-      own->host_clips = clips;
-      own->host_valid = valid;
-      own->host_features = features;
-      own->host_logits = logits;
-      own->host_probabilities = probabilities;
-    }
-    return static_cast<int64_t>(at - base);
+std::unique_ptr<GpuModel::Activations> GpuModel::make_activations(int64_t slots) const {
+  const OnDevice guard(options_.device);
+  auto own = std::make_unique<Activations>();
+  own->slots_ = slots;
+  own->plan_ = plan(slots);
+  const auto lay_out = [&](char* base) {
+    Layout layout(base);
+    own->arrived_ = layout.place<int>(slots);
+    own->teams_ = layout.place<char>(own->plan_.teams * own->plan_.team_bytes);
+    return layout.bytes();
   };
-  own->memory = allocate_device(lay_out(nullptr, true));
-  lay_out(own->memory.get(), true);
-  own->staging = allocate_pinned(lay_out(nullptr, false));
-  lay_out(own->staging.get(), false);
-  fill(own->run.arrived, 0, slots * 4, own->stream.get());
-  synchronize(own->stream.get());
+  own->memory_ = allocate_device(lay_out(nullptr));
+  lay_out(own->memory_.get());
+  const OwnedStream stream = make_stream();
+  fill(own->arrived_, 0, slots * static_cast<int64_t>(sizeof(int)), stream.get());
+  synchronize(stream.get());
   return own;
 }
 
-void GpuModel::queue(const Workspace& own, const Run& run, Stream stream) const {
-  if (options_.poison) fill(run.memory, 0xff, own.plan.teams * own.plan.team_bytes, stream);
-  if (!own.plan.schedule.staged) return launch(own.plan, run, 0, own.plan.steps, stream);
-  for (int step = 0; step < own.plan.steps; ++step) launch(own.plan, run, step, step + 1, stream);
+void GpuModel::queue(const Activations& own, Run run, Stream stream) const {
+  run.arrived = own.arrived_;
+  run.memory = own.teams_;
+  run.group = own.plan_.schedule.group;
+  run.team = own.plan_.schedule.team;
+  if (options_.poison) fill(run.memory, 0xff, own.plan_.teams * own.plan_.team_bytes, stream);
+  if (!own.plan_.schedule.staged) return launch(own.plan_, run, 0, own.plan_.steps, stream);
+  for (int step = 0; step < own.plan_.steps; ++step) launch(own.plan_, run, step, step + 1, stream);
 }
 
 std::unique_ptr<GpuModel::Workspace> GpuModel::take(int64_t clips) const {
-  const int64_t wanted = slots_of(clips);
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    for (auto i = idle_.rbegin(); i != idle_.rend(); ++i) {
-      if ((*i)->slots != wanted) continue;
-      auto own = std::move(*i);
-      idle_.erase(std::next(i).base());
-      return own;
-    }
-  }
-  auto own = make(wanted);
+  const int64_t slots = slots_of(clips);
+  auto found = idle_.take([&](const Workspace& own) { return own.activations->slots() == slots; });
+  if (found != nullptr) return found;
+
+  auto own = std::make_unique<Workspace>();
+  own->activations = make_activations(slots);
+  own->stream = make_stream();
+  const auto lay_out = [&](char* base, Workspace::Arrays& arrays) {
+    Layout layout(base);
+    arrays.batch = layout.place<Batch>(1);
+    arrays.clips = layout.place<float>(slots * clip_floats_);
+    arrays.valid = layout.place<uint8_t>(slots);
+    arrays.features = layout.place<float>(slots * features_);
+    arrays.logits = layout.place<float>(slots * classes_);
+    arrays.probabilities = layout.place<float>(slots * classes_);
+    return layout.bytes();
+  };
+  Workspace::Arrays device;
+  own->memory = allocate_device(lay_out(nullptr, device));
+  own->staging = allocate_pinned(lay_out(nullptr, own->host));
+  lay_out(own->memory.get(), device);
+  lay_out(own->staging.get(), own->host);
+
   // The graph: everything comes in, runs and goes out at the addresses of this workspace.
+  Run run{};
+  run.batch = device.batch;
+  run.clips = device.clips;
+  run.valid = device.valid;
+  run.features = device.features;
+  run.logits = device.logits;
+  run.probabilities = device.probabilities;
   const Stream stream = own->stream.get();
-  const Run& run = own->run;
   begin_capture(stream);
-  copy_to_device(const_cast<Batch*>(run.batch), own->host_batch, sizeof(Batch), stream);
-  copy_to_device(const_cast<float*>(run.clips), own->host_clips, wanted * clip_floats_ * 4, stream);
-  copy_to_device(const_cast<uint8_t*>(run.valid), own->host_valid, wanted, stream);
-  queue(*own, run, stream);
-  copy_from_device(own->host_features, run.features, wanted * features_ * 4, stream);
-  copy_from_device(own->host_logits, run.logits, wanted * classes_ * 4, stream);
-  copy_from_device(own->host_probabilities, run.probabilities, wanted * classes_ * 4, stream);
+  copy_to_device(device.batch, own->host.batch, sizeof(Batch), stream);
+  copy_to_device(device.clips, own->host.clips, slots * clip_floats_ * 4, stream);
+  copy_to_device(device.valid, own->host.valid, slots, stream);
+  queue(*own->activations, run, stream);
+  copy_from_device(own->host.features, device.features, slots * features_ * 4, stream);
+  copy_from_device(own->host.logits, device.logits, slots * classes_ * 4, stream);
+  copy_from_device(own->host.probabilities, device.probabilities, slots * classes_ * 4, stream);
   own->graph = end_capture(stream);
   return own;
-}
-
-void GpuModel::give_back(std::unique_ptr<Workspace> workspace) const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  idle_.push_back(std::move(workspace));
-  if (idle_.size() > kMostIdle) idle_.erase(idle_.begin());
 }
 
 void GpuModel::forward(const float* clips, const bool* valid, int64_t batch, int64_t clips_per_utterance,
@@ -203,15 +184,15 @@ void GpuModel::forward(const float* clips, const bool* valid, int64_t batch, int
     const int64_t utterances = std::min(together, batch - first), count = utterances * clips_per_utterance;
     const int64_t begin = first * clips_per_utterance;
     auto own = take(count);
-    *own->host_batch = {static_cast<int>(count), static_cast<int>(clips_per_utterance), valid == nullptr ? 1 : 0};
-    std::memcpy(own->host_clips, clips + begin * clip_floats_, static_cast<size_t>(count * clip_floats_) * 4);
-    if (valid != nullptr) std::memcpy(own->host_valid, valid + begin, static_cast<size_t>(count));
+    *own->host.batch = {static_cast<int>(count), static_cast<int>(clips_per_utterance), valid == nullptr ? 1 : 0};
+    std::memcpy(own->host.clips, clips + begin * clip_floats_, static_cast<size_t>(count * clip_floats_) * 4);
+    if (valid != nullptr) std::memcpy(own->host.valid, valid + begin, static_cast<size_t>(count));
     launch_graph(own->graph, own->stream.get());
     synchronize(own->stream.get());
-    std::copy_n(own->host_features, count * features_, features + begin * features_);
-    std::copy_n(own->host_logits, count * classes_, logits + begin * classes_);
-    std::copy_n(own->host_probabilities, utterances * classes_, probabilities + first * classes_);
-    give_back(std::move(own));
+    std::copy_n(own->host.features, count * features_, features + begin * features_);
+    std::copy_n(own->host.logits, count * classes_, logits + begin * classes_);
+    std::copy_n(own->host.probabilities, utterances * classes_, probabilities + first * classes_);
+    idle_.give_back(std::move(own));
   }
 }
 
@@ -221,37 +202,23 @@ void GpuModel::forward_on_device(const float* clips, const uint8_t* valid, int64
   if (batch == 0) return;
   const OnDevice guard(options_.device);
   const int64_t count = batch * clips_per_utterance;
-  // What a stream queues runs in order, so that its calls may share a workspace.  A graph that somebody records may run
-  // at any time: it gets one of its own, for as long as the engine lives.
-  std::lock_guard<std::mutex> lock(queue_mutex_);
-  Workspace* own = nullptr;
-  if (is_capturing(stream)) {
-    const WhileRecording allowed;
-    recorded_.push_back(make(count));
-    own = recorded_.back().get();
-  } else {
-    std::unique_ptr<Workspace>& found = queued_[stream];
-    if (found == nullptr || found->slots < count) {
-      if (found != nullptr) synchronize(stream);
-      found = make(slots_of(count));
-    }
-    own = found.get();
-  }
-  Run run = own->run;
-  run.batch = nullptr;
+  Run run{};
   run.given = {static_cast<int>(count), static_cast<int>(clips_per_utterance), valid == nullptr ? 1 : 0};
   run.clips = clips;
   run.valid = valid;
   run.features = features;
   run.logits = logits;
   run.probabilities = probabilities;
-  queue(*own, run, stream);
+  queued_.with(
+      stream, [&](const Activations& own) { return own.slots() >= count; },
+      [&] { return make_activations(is_capturing(stream) ? count : slots_of(count)); },
+      [&](const Activations& own) { queue(own, run, stream); });
 }
 
 void GpuModel::warm_up(int64_t batch, int64_t clips_per_utterance) const {
   if (batch * clips_per_utterance < 1) return;
   const OnDevice guard(options_.device);
-  give_back(take(batch * clips_per_utterance));
+  idle_.give_back(take(batch * clips_per_utterance));
 }
 
 }  // namespace avser::gpu

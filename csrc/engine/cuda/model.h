@@ -1,12 +1,11 @@
 // What all networks on a GPU share: memory, streams, graphs and batches.
 #pragma once
 
-#include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
+#include "engine/cuda/pool.h"
 #include "engine/cuda/run.h"
 #include "gpu/runtime.h"
 
@@ -32,7 +31,12 @@ struct GpuOptions {
   bool poison = false;  // fills activations with NaN before every call, for tests
 };
 
-// Immutable after construction but for its idle workspaces; may be used by any number of threads at once.  An
+// Clips that go to the GPU in one piece, if their utterances end there.
+constexpr int64_t kMostClips = 1024;
+// Sizes that share a graph: four between powers of two.
+int64_t slots_of(int64_t clips);
+
+// Immutable after construction but for its idle memory; may be used by any number of threads at once.  An
 // utterance's outputs have the same bits alone, in any batch and at any position.
 class GpuModel {
  public:
@@ -42,7 +46,9 @@ class GpuModel {
 
   GpuPrecision precision() const { return options_.precision; }
   const DeviceInfo& device() const { return info_; }
+  int device_index() const { return options_.device; }
   const std::vector<int64_t>& clip_shape() const { return clip_shape_; }
+  int64_t clip_floats() const { return clip_floats_; }
   int64_t features() const { return features_; }
   int64_t classes() const { return classes_; }
 
@@ -55,8 +61,14 @@ class GpuModel {
   // valid: bytes, null: all vote.
   void forward_on_device(const float* clips, const uint8_t* valid, int64_t batch, int64_t clips_per_utterance,
                          float* probabilities, float* features, float* logits, Stream stream) const;
-  // Makes the workspace and the graph for batches of this size, so that the first call finds them.
+  // Makes the memory and the graph for batches of this size, so that the first call finds them.
   void warm_up(int64_t batch, int64_t clips_per_utterance) const;
+
+  // For who brings clips that are on the GPU already: what a call of up to `slots` clips writes on its way, and the
+  // work itself, queued.  Of `run`, what is not named here is the caller's: the batch, its inputs and outputs.
+  class Activations;
+  std::unique_ptr<Activations> make_activations(int64_t slots) const;
+  void queue(const Activations& own, Run run, Stream stream) const;
 
  protected:
   // A way to run up to a number of clips: `teams` teams of `schedule.team` blocks.
@@ -88,20 +100,27 @@ class GpuModel {
  private:
   struct Workspace;
 
-  std::unique_ptr<Workspace> make(int64_t slots) const;
-  // A workspace with its graph, for a call of so many clips alone.
+  // With its graph, for a call of so many clips alone.
   std::unique_ptr<Workspace> take(int64_t clips) const;
-  void give_back(std::unique_ptr<Workspace> workspace) const;
-  void queue(const Workspace& own, const Run& run, Stream stream) const;
 
   const std::vector<int64_t> clip_shape_;
   int64_t clip_floats_ = 1;
   const int64_t features_, classes_;
-  mutable std::mutex mutex_;
-  mutable std::vector<std::unique_ptr<Workspace>> idle_;
-  mutable std::mutex queue_mutex_;
-  mutable std::map<Stream, std::unique_ptr<Workspace>> queued_;
-  mutable std::vector<std::unique_ptr<Workspace>> recorded_;
+  mutable IdlePool<Workspace> idle_;
+  mutable StreamPool<Activations> queued_;
+};
+
+class GpuModel::Activations {
+ public:
+  int64_t slots() const { return slots_; }
+
+ private:
+  friend class GpuModel;
+  int64_t slots_ = 0;
+  Plan plan_{};
+  DeviceMemory memory_;
+  int* arrived_ = nullptr;
+  char* teams_ = nullptr;
 };
 
 }  // namespace avser::gpu

@@ -10,30 +10,24 @@ namespace {
 
 constexpr int64_t kMostFrames = int64_t{1} << 28;  // of all clips
 
-std::vector<int64_t> published_starts(int64_t frames, int64_t clips, int64_t clip_frames) {
-  std::vector<int64_t> starts;
-  for (int64_t i = 0; i < clips && i * (frames / clips) < frames - clip_frames; ++i) {
-    starts.push_back(i * (frames / clips));
-  }
-  return starts;
+// Of `frames`, padding included.
+int64_t published_count(int64_t frames, int64_t clips, int64_t clip_frames) {
+  // Clip i is filled while i * step < frames - clip_frames.
+  const int64_t step = frames / clips, room = frames - clip_frames;
+  if (room <= 0) return 0;
+  return step == 0 ? clips : std::min(clips, (room + step - 1) / step);
 }
 
-std::vector<int64_t> even_starts(int64_t frames, int64_t clips, int64_t clip_frames) {
-  const int64_t span = frames - clip_frames;
-  if (span <= 0) return {0};
+int64_t even_count(int64_t span, int64_t clips, int64_t clip_frames) {
+  if (span == 0) return 1;
   const int64_t hop = std::max<int64_t>(1, clip_frames / 2);
-  int64_t count = 1 + (span + hop - 1) / hop;
-  if (clips != kNoClipLimit) count = std::min(count, clips);
-  if (count == 1) return {0};
-  std::vector<int64_t> starts;
-  // i * span / (count - 1) rounded to the nearest frame, halves up.
-  for (int64_t i = 0; i < count; ++i) starts.push_back((2 * i * span + count - 1) / (2 * (count - 1)));
-  return starts;
+  const int64_t count = 1 + (span + hop - 1) / hop;
+  return clips == kNoClipLimit ? count : std::min(count, clips);
 }
 
 }  // namespace
 
-ClipTable clip_table(int64_t frames, int64_t clips, int64_t clip_frames, const std::string& rule) {
+ClipStarts clip_starts(int64_t frames, int64_t clips, int64_t clip_frames, const std::string& rule) {
   const bool published = rule == "published";
   AVSER_CHECK(published || rule == "even", config, "clip_table: rule: expected published or even, got '", rule, "'");
   AVSER_CHECK(frames >= 1, input, "clip_table: frames: expected at least 1, got ", frames);
@@ -45,26 +39,35 @@ ClipTable clip_table(int64_t frames, int64_t clips, int64_t clip_frames, const s
   AVSER_CHECK(clips <= kMostFrames / clip_frames, config, "clip_table: clips: expected at most ",
               kMostFrames / clip_frames, " of ", clip_frames, " frames, got ", clips);
 
-  int64_t pad = 0;  // zero frames before the first one
-  std::vector<int64_t> starts;
+  ClipStarts starts;
   if (published) {
-    if (frames < clips + clip_frames) pad = clip_frames / 2;
-    starts = published_starts(frames + 2 * pad, clips, clip_frames);
+    if (frames < clips + clip_frames) starts.pad = clip_frames / 2;
+    const int64_t padded = frames + 2 * starts.pad;
+    starts.filled = published_count(padded, clips, clip_frames);
+    starts.span = std::max<int64_t>(0, starts.filled - 1) * (padded / clips);
+    starts.clips = starts.voting = clips;
   } else {
-    pad = std::max<int64_t>(0, clip_frames - frames) / 2;
-    starts = even_starts(frames, clips, clip_frames);
+    starts.pad = std::max<int64_t>(0, clip_frames - frames) / 2;
+    starts.span = std::max<int64_t>(0, frames - clip_frames);
+    starts.filled = starts.voting = even_count(starts.span, clips, clip_frames);
+    starts.clips = clips == kNoClipLimit ? starts.filled : clips;
   }
+  return starts;
+}
 
+ClipTable clip_table(int64_t frames, int64_t clips, int64_t clip_frames, const std::string& rule) {
+  const ClipStarts starts = clip_starts(frames, clips, clip_frames, rule);
   ClipTable table;
-  table.clips = clips == kNoClipLimit ? static_cast<int64_t>(starts.size()) : clips;
+  table.clips = starts.clips;
   table.clip_frames = clip_frames;
   table.frame.assign(static_cast<size_t>(table.clips * clip_frames), 0);
-  table.valid.assign(static_cast<size_t>(table.clips), published ? 1 : 0);
-  for (size_t row = 0; row < starts.size(); ++row) {
-    table.valid[row] = 1;
+  table.valid.assign(static_cast<size_t>(table.clips), 0);
+  std::fill_n(table.valid.begin(), starts.voting, uint8_t{1});
+  for (int64_t clip = 0; clip < starts.filled; ++clip) {
+    const int64_t first = clip_start(clip, starts.filled, starts.span) - starts.pad;
     for (int64_t i = 0; i < clip_frames; ++i) {
-      const int64_t frame = starts[row] - pad + i;
-      if (frame >= 0 && frame < frames) table.frame[row * clip_frames + i] = frame + 1;
+      const int64_t frame = first + i;
+      if (frame >= 0 && frame < frames) table.frame[clip * clip_frames + i] = frame + 1;
     }
   }
   return table;

@@ -1,24 +1,117 @@
-// The log-mel kernel for NVIDIA GPUs, seen from the host; no CUDA header is needed to call it.
+// Log-mel features of a frame on a GPU, by one thread block; everything inside is double.  The steps and the order of
+// the data are those of log_mel_cpu.cpp.
 #pragma once
 
-#include <cstdint>
+#include "gpu/recordings.h"
 
-#include "ops/log_mel/log_mel.h"
+namespace avser::gpu {
 
-namespace avser {
+constexpr int kLogMelThreads = 64;  // butterflies of a pass of the published transform
+constexpr int kMostLogMelFft = 4096;
+constexpr double kSilence = 2.220446049250313e-16;  // what an energy of 0 counts as
 
-struct CudaWaveforms {
-  const void* data;  // on the device
-  SampleType type;
-  int64_t count;
-  int64_t samples;
-  int64_t waveform_stride;  // in elements
-  int64_t sample_stride;
+struct LogMelStage {
+  const double *twiddles, *unpack, *weights;  // LogMelTables
+  const int32_t *position, *band_bin, *band_size;
+  const int32_t* band_weight;  // a band's first one
+  int frame_length, frame_step, half, mel_bands;
+  double preemphasis;
 };
 
-// out (count, frames, mel_bands) on the device, contiguous; float64 for float64 waveforms, float32 otherwise.  Runs on
-// `stream` (a cudaStream_t) of `device`, which becomes the thread's current one; the first call with an option set
-// copies its tables to the device and waits for the stream.
-void log_mel_cuda(const CudaWaveforms& waveforms, const LogMelOptions& options, void* out, int device, void* stream);
+struct Complex {
+  double re, im;
+};
 
-}  // namespace avser
+AVSER_HOST_DEVICE int log_mel_shared(const LogMelStage& stage) { return stage.half * 3 * 8; }
+
+// Pre-emphasised sample t of the frame; 0 behind the frame and behind the recording.
+AVSER_DEVICE double emphasised(const LogMelStage& stage, const Recordings& recordings, const Recording& own, int frame,
+                               int t) {
+  const int64_t at = static_cast<int64_t>(frame) * stage.frame_step + t;
+  if (t >= stage.frame_length || at >= own.samples) return 0.0;
+  const double now = sample_at(recordings, own.first_sample + at * recordings.sample_stride);
+  if (at == 0) return now;
+  return now - stage.preemphasis * sample_at(recordings, own.first_sample + (at - 1) * recordings.sample_stride);
+}
+
+// times (c - i s)
+AVSER_DEVICE Complex rotate(Complex a, const double* cs) {
+  return {a.re * cs[0] + a.im * cs[1], a.im * cs[0] - a.re * cs[1]};
+}
+
+// A butterfly of a pass over blocks of `length`.
+AVSER_DEVICE void radix4(const Shared<Complex>& z, int length, int butterfly, const double* twiddles) {
+  const int quarter = length / 4, j = butterfly % quarter, at = butterfly / quarter * length + j;
+  const Complex a = z[at], b = z[at + quarter], c = z[at + 2 * quarter], d = z[at + 3 * quarter];
+  const Complex t0 = {a.re + c.re, a.im + c.im}, t1 = {a.re - c.re, a.im - c.im};
+  const Complex t2 = {b.re + d.re, b.im + d.im}, t3 = {b.re - d.re, b.im - d.im};
+  const Complex y1 = {t1.re + t3.im, t1.im - t3.re}, y2 = {t0.re - t2.re, t0.im - t2.im};
+  const Complex y3 = {t1.re - t3.im, t1.im + t3.re};
+  z[at] = {t0.re + t2.re, t0.im + t2.im};
+  if (j == 0) {
+    z[at + quarter] = y1;
+    z[at + 2 * quarter] = y2;
+    z[at + 3 * quarter] = y3;
+  } else {
+    const double* w = twiddles + 6 * (j - 1);
+    z[at + quarter] = rotate(y1, w);
+    z[at + 2 * quarter] = rotate(y2, w + 2);
+    z[at + 3 * quarter] = rotate(y3, w + 4);
+  }
+}
+
+// Power of the bins k and half - k.
+AVSER_DEVICE void bin_power(const LogMelStage& stage, const Shared<Complex>& z, int k, const Shared<double>& spectrum) {
+  const double scale = 0.5 / stage.half;  // 1 / n_fft
+  if (k == 0) {
+    const double x = z[0].re + z[0].im;
+    spectrum[0] = x * x * scale;
+    return;
+  }
+  const Complex a = z[stage.position[k]], b = z[stage.position[stage.half - k]];
+  const Complex e = {a.re + b.re, a.im - b.im}, o = {a.im + b.im, b.re - a.re};
+  const Complex q = rotate(o, stage.unpack + 2 * k);
+  const Complex x = {e.re + q.re, e.im + q.im}, y = {e.re - q.re, e.im - q.im};
+  spectrum[k] = (x.re * x.re + x.im * x.im) * (0.25 * scale);
+  spectrum[stage.half - k] = (y.re * y.re + y.im * y.im) * (0.25 * scale);
+}
+
+// Frame `frame` of a recording -> out: (mel_bands).
+template <typename T>
+AVSER_DEVICE void log_mel_frame(const LogMelStage& stage, const Recordings& recordings, const Recording& own, int frame,
+                                T* out) {
+  const int half = stage.half;
+  const Shared<Complex> z = shared_memory().as<Complex>();
+  const Shared<double> spectrum = shared_memory().as<double>() + 2 * half;
+
+  for (int i = thread(); i < half; i += kLogMelThreads) {
+    z[i] = {emphasised(stage, recordings, own, frame, 2 * i), emphasised(stage, recordings, own, frame, 2 * i + 1)};
+  }
+  sync();
+  const double* twiddles = stage.twiddles;
+  int length = half;
+  for (; length >= 4; length /= 4) {
+    for (int i = thread(); i < half / 4; i += kLogMelThreads) radix4(z, length, i, twiddles);
+    twiddles += 6 * (length / 4 - 1);
+    sync();
+  }
+  if (length == 2) {
+    for (int i = thread(); i < half / 2; i += kLogMelThreads) {
+      const Complex a = z[2 * i], b = z[2 * i + 1];
+      z[2 * i] = {a.re + b.re, a.im + b.im};
+      z[2 * i + 1] = {a.re - b.re, a.im - b.im};
+    }
+    sync();
+  }
+  for (int k = thread(); k <= half / 2; k += kLogMelThreads) bin_power(stage, z, k, spectrum);
+  sync();
+  for (int band = thread(); band < stage.mel_bands; band += kLogMelThreads) {
+    double sum = spectrum[0] * 0.0;  // NaN when the frame holds a NaN or an infinity
+    const double* weights = stage.weights + stage.band_weight[band];
+    for (int i = 0; i < stage.band_size[band]; ++i) sum += spectrum[stage.band_bin[band] + i] * weights[i];
+    out[band] = static_cast<T>(natural_log(sum == 0.0 ? kSilence : sum));
+  }
+  sync();
+}
+
+}  // namespace avser::gpu

@@ -41,15 +41,20 @@ NormalizeRule normalize_rule(const std::string& name) {
   return NormalizeRule::utterance;
 }
 
+void check_normalization(const Normalization& normalization, int64_t channels) {
+  if (normalization.rule != NormalizeRule::global) return;
+  const auto check = [&](const char* name, const std::vector<double>& found) {
+    AVSER_CHECK(static_cast<int64_t>(found.size()) == channels, config, "normalize: ", name, ": expected ", channels,
+                " value(s), one per channel, got ", found.size());
+  };
+  check("mean", normalization.mean);
+  check("std", normalization.std);
+}
+
 void normalize(float* values, int64_t channels, int64_t frames, int64_t bands, const Normalization& normalization) {
   const int64_t plane = frames * bands;
   if (normalization.rule == NormalizeRule::global) {
-    const auto check = [&](const char* name, const std::vector<double>& found) {
-      AVSER_CHECK(static_cast<int64_t>(found.size()) == channels, config, "normalize: ", name, ": expected ", channels,
-                  " value(s), one per channel, got ", found.size());
-    };
-    check("mean", normalization.mean);
-    check("std", normalization.std);
+    check_normalization(normalization, channels);
     for (int64_t channel = 0; channel < channels; ++channel) {
       const auto mean = static_cast<float>(normalization.mean[channel]);
       const auto std = static_cast<float>(normalization.std[channel]);

@@ -24,6 +24,9 @@ constexpr double kStdFloor = 1e-5;
 // By its name; another name is a config error.
 NormalizeRule normalize_rule(const std::string& name);
 
+// A config error where the rule `global` has not one value for each channel.
+void check_normalization(const Normalization& normalization, int64_t channels);
+
 // values (channels, frames, bands) contiguous, in place.
 void normalize(float* values, int64_t channels, int64_t frames, int64_t bands, const Normalization& normalization);
 
