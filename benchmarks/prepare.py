@@ -160,7 +160,7 @@ def measure(folder: Path, utterances: int, workers: int, kinds: tuple[str, ...] 
         fresh("decode", manifest, workers, out)  # the files are in the memory of the system afterwards
         # In turns, so that a noisy machine is noisy for both.
         turns = []
-        for _ in range(3):
+        for _ in range(5):
             shutil.rmtree(out, ignore_errors=True)
             turns.append((fresh("decode", manifest, workers, out), fresh("prepare", manifest, workers, out)))
         again = fresh("prepare", manifest, workers, out)
