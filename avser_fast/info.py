@@ -37,9 +37,10 @@ VARIABLES = (
     Variable(
         "AVSER_FAST_CPU_ISA",
         "run",
-        "scalar, avx2, avx512, avx512_vnni, avx512_bf16",
-        "the best one supported",
-        "instruction set of the CPU kernels; one that the build or the machine lacks is an error",
+        "scalar, avx2, avx512, avx512_vnni, avx512_bf16, amx",
+        "the best one supported but amx",
+        "instruction set of the CPU kernels; one that the build or the machine lacks is an error; amx has only been "
+        "emulated",
     ),
     Variable(
         "AVSER_FAST_PROFILE",

@@ -17,7 +17,7 @@ LEAST_AGREEMENT = {"bf16": 0.99, "int8": 0.98}
 LEAST_UTTERANCES = 100
 #: Instruction sets with products of their own ("cuda": GPUs that we have kernels for); others get the same numbers, up
 #: to rounding, from wider products.
-_NATIVE = {"bf16": ("avx512_bf16", "cuda"), "int8": ("avx512_vnni", "avx512_bf16")}
+_NATIVE = {"bf16": ("avx512_bf16", "amx", "cuda"), "int8": ("avx512_vnni", "avx512_bf16", "amx")}
 
 
 def is_native(precision: str, isa: str) -> bool:

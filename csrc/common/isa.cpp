@@ -3,11 +3,16 @@
 #include <cstdlib>
 
 #include "common/check.h"
+#if defined(AVSER_WITH_AMX) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace avser {
 namespace {
 
-constexpr Isa kAll[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16};
+constexpr Isa kAll[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16, Isa::amx};
 
 bool compiled(Isa isa) {
   switch (isa) {
@@ -37,9 +42,33 @@ bool compiled(Isa isa) {
 #else
       return false;
 #endif
+    case Isa::amx:
+#if defined(AVSER_WITH_AMX)
+      return true;
+#else
+      return false;
+#endif
   }
   return false;
 }
+
+#if defined(AVSER_WITH_AMX) && defined(__linux__)
+// The system saves the tiles of those processes alone that ask for it.
+constexpr long kPossible = 0x1021, kRequest = 0x1023, kTileData = 18;
+
+bool processor_has_tiles() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kAll = kBf16 | kTile | kInt8;
+  unsigned long possible = 0;
+  return (d & kAll) == kAll && syscall(SYS_arch_prctl, kPossible, &possible) == 0 && (possible >> kTileData & 1) != 0;
+}
+// Later threads of the process may use them, too.
+bool request_tiles() { return syscall(SYS_arch_prctl, kRequest, kTileData) == 0; }
+#else
+bool processor_has_tiles() { return false; }
+bool request_tiles() { return false; }
+#endif
 
 bool machine_has(Isa isa) {
   if (isa == Isa::scalar) return true;
@@ -53,7 +82,9 @@ bool machine_has(Isa isa) {
   if (isa == Isa::avx512) return avx512;
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   if (isa == Isa::avx512_vnni) return vnni;
-  return vnni && __builtin_cpu_supports("avx512bf16");
+  const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+  if (isa == Isa::avx512_bf16) return bf16;
+  return bf16 && processor_has_tiles();
 #else
   return false;
 #endif
@@ -73,11 +104,16 @@ struct Choice {
 Choice choose() {
   const std::vector<Isa> supported = supported_isas();
   const char* forced = std::getenv("AVSER_FAST_CPU_ISA");
-  if (forced == nullptr || *forced == '\0') return {supported.back(), ""};
+  if (forced == nullptr || *forced == '\0') {
+    const bool tiles = supported.back() == Isa::amx;
+    return {tiles ? Isa::avx512_bf16 : supported.back(), ""};
+  }
   for (Isa isa : kAll) {
     if (std::string(forced) != isa_name(isa)) continue;
     for (Isa have : supported) {
-      if (have == isa) return {isa, ""};
+      if (have != isa) continue;
+      if (isa == Isa::amx && !request_tiles()) return {isa, "AVSER_FAST_CPU_ISA: amx: the system refuses its tiles"};
+      return {isa, ""};
     }
     return {Isa::scalar, cat("AVSER_FAST_CPU_ISA: expected an instruction set that this build and machine have (",
                              names(supported), "), got ", forced, compiled(isa) ? "" : ", which was not compiled")};
@@ -97,6 +133,8 @@ const char* isa_name(Isa isa) {
       return "avx512_vnni";
     case Isa::avx512_bf16:
       return "avx512_bf16";
+    case Isa::amx:
+      return "amx";
     default:
       return "scalar";
   }

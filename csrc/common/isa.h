@@ -26,8 +26,8 @@
 namespace avser {
 
 // avx2 includes fma and f16c, avx512 is F, DQ, BW and VL, avx512_vnni adds 8-bit dot products, avx512_bf16 adds those
-// of bfloat16 to that.
-enum class Isa { scalar = 0, avx2 = 1, avx512 = 2, avx512_vnni = 3, avx512_bf16 = 4 };
+// of bfloat16 to that.  amx is avx512_bf16 with the products of bf16 and int8 on matrix tiles (ops/gemm/gemm_amx.h).
+enum class Isa { scalar = 0, avx2 = 1, avx512 = 2, avx512_vnni = 3, avx512_bf16 = 4, amx = 5 };
 
 // Floats in a vector of the kernels of an instruction set.
 constexpr int64_t float_lanes(Isa isa) { return isa == Isa::scalar ? 4 : isa == Isa::avx2 ? 8 : 16; }
@@ -38,7 +38,8 @@ const char* isa_name(Isa isa);
 std::vector<Isa> supported_isas();
 std::vector<Isa> compiled_isas();
 
-// What runs: the best supported one, or the one named by AVSER_FAST_CPU_ISA.  The choice is made at the first call and
+// What runs: the best supported one but amx, which has not been run on a machine that has it; or the one named by
+// AVSER_FAST_CPU_ISA.  The choice is made at the first call and
 // kept; an unknown or unsupported name throws a backend error at every call.
 Isa current_isa();
 
@@ -47,6 +48,7 @@ Isa current_isa();
 #if defined(AVSER_WITH_AVX512_BF16)
 #define AVSER_CASE_AVX512_BF16_(function) \
   case ::avser::Isa::avx512_bf16:         \
+  case ::avser::Isa::amx:                 \
     return &::avser::isa_avx512_bf16::function;
 #define AVSER_DECLARE_AVX512_BF16_(table, function) \
   namespace isa_avx512_bf16 {                       \

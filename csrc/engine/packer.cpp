@@ -158,6 +158,25 @@ Packing Packer::windows(Precision precision, int64_t kernel, int64_t in_channels
   return how;
 }
 
+WinogradLayer Packer::winograd(const Matrix& matrix, bool relu) {
+  // G g G^T with G of F(2x2, 3x3).
+  constexpr double kG[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
+  const int64_t in = matrix.k / 9;
+  WinogradLayer layer{in, matrix.n, relu, {}, padded(matrix.bias)};
+  for (int64_t term = 0; term < kWinogradTerms; ++term) {
+    const double *down = kG[term / 4], *across = kG[term % 4];
+    Matrix part{matrix.n, in, std::vector<double>(matrix.n * in), std::vector<double>(matrix.n, 0.0), matrix.name};
+    for (int64_t i = 0; i < matrix.n * in; ++i) {
+      const double* taps = matrix.weight.data() + i * 9;
+      for (int y = 0; y < 3; ++y) {
+        for (int x = 0; x < 3; ++x) part.weight[i] += down[y] * across[x] * taps[3 * y + x];
+      }
+    }
+    layer.weights[term] = pack(part, {Precision::float32});
+  }
+  return layer;
+}
+
 const float* Packer::padded(const std::vector<double>& values) {
   float* out = allocate<float>(round_up(values.size(), lanes_));
   for (size_t i = 0; i < values.size(); ++i) out[i] = static_cast<float>(values[i]);

@@ -10,6 +10,7 @@
 #include "engine/buffer.h"
 #include "ops/conv_stem/conv_stem.h"
 #include "ops/gemm/gemm.h"
+#include "ops/winograd_conv/winograd_conv.h"
 
 namespace avser {
 
@@ -71,6 +72,8 @@ class Packer {
   // The places of a convolution's columns, (channel, ky, kx), in windows of channels-last maps whose positions are
   // `stride` elements.
   static Packing windows(Precision precision, int64_t kernel, int64_t in_channels, int64_t stride);
+  // A 3x3 convolution's matrix, columns (channel, ky, kx), for minimal filtering.
+  WinogradLayer winograd(const Matrix& matrix, bool relu);
   // Values rounded to floats, padded with zeros to whole vectors.
   const float* padded(const std::vector<double>& values);
   // Tensors whose names start so are none of the network's business.

@@ -15,6 +15,17 @@ constexpr int64_t kGroup = 8;
 constexpr int64_t kPositions = 336;
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kSlack = 64;
+// Of a band of tiles: few enough that their values and sums stay in L2, enough that weights are not read too often.
+constexpr int64_t kBandFloats = 128 * 1024;
+constexpr int64_t kLeastTiles = 42;  // three whole register tiles
+
+int64_t band_tiles(const WinogradLayer& layer) {
+  return std::max(kLeastTiles, kBandFloats / (kWinogradTerms * (layer.in_channels + layer.out_channels)));
+}
+// Their values and sums.
+int64_t band_floats(const WinogradLayer& layer) {
+  return band_tiles(layer) * kWinogradTerms * (layer.in_channels + layer.out_channels);
+}
 
 Precision checked(Precision precision) {
   AVSER_CHECK(precision != Precision::int8, config,
@@ -30,6 +41,7 @@ ResNet18::ResNet18(int64_t in_channels, int64_t classes, const Tensors& tensors,
       precision_(checked(precision)),
       isa_(current_isa()),
       kernels_(AVSER_PICK_FOR(isa_, conv_stem_kernels)),
+      winograd_(AVSER_PICK_FOR(isa_, winograd_kernels)),
       emotion_head_(AVSER_PICK_FOR(isa_, emotion_head_kernels)),
       workspaces_(poison) {
   AVSER_CHECK(in_channels >= 1, config, "ResNet18: in_channels: expected at least 1, got ", in_channels);
@@ -40,8 +52,15 @@ ResNet18::ResNet18(int64_t in_channels, int64_t classes, const Tensors& tensors,
                         int64_t in_stride, int64_t out, bool relu, Precision precision) {
     Matrix matrix = packer.linear(name, out, in, {kernel, kernel}, false);
     packer.fold(norm, matrix);
-    return ConvLayer{kernel, stride, in,
-                     out,    relu,   packer.pack(matrix, Packer::windows(precision, kernel, in, in_stride))};
+    Layer layer{};
+    layer.filtered = kernel == 3 && stride == 1 && precision == Precision::float32;
+    if (layer.filtered) {
+      layer.winograd = packer.winograd(matrix, relu);
+    } else {
+      const Packing windows = Packer::windows(precision, kernel, in, in_stride);
+      layer.conv = {kernel, stride, in, out, relu, packer.pack(matrix, windows)};
+    }
+    return layer;
   };
   // The input stays float32 and unpadded, as in the stem of an MDSCM.
   stem_ = conv("body.conv", "body.norm", 7, 2, in_channels, in_channels, 64, true, Precision::float32);
@@ -91,8 +110,44 @@ struct ResNet18::Maps {
   }
 };
 
-void ResNet18::convolve(const ConvLayer& layer, const std::vector<Map>& x, const std::vector<Map>* add,
-                        const std::vector<Map>& y, Executor& executor) const {
+void ResNet18::filter(const WinogradLayer& layer, const std::vector<Map>& x, const std::vector<Map>* add,
+                      const std::vector<Map>& y, float* scratch, Executor& executor) const {
+  const int64_t all = static_cast<int64_t>(x.size()) * winograd_tiles(y[0]), band = band_tiles(layer);
+  const int64_t bands = (all + band - 1) / band, tiles = (all + bands - 1) / bands;
+  const int64_t pieces = kWinogradTerms * gemm_panels(layer.out_channels, float_lanes(isa_));
+  const Map* added = add == nullptr ? nullptr : add->data();
+  const auto v_of = [&](int64_t worker) { return scratch + worker * band_floats(layer); };
+  const auto m_of = [&](float* v) { return v + kWinogradTerms * band * layer.in_channels; };
+  if (bands >= 2 * executor.threads()) {  // each worker with bands of its own
+    executor.parallel_for(bands, 1, [&](int64_t begin, int64_t end, int worker) {
+      float* const v = v_of(worker);
+      for (int64_t first = begin * tiles; first < std::min(all, end * tiles); first += tiles) {
+        const int64_t last = std::min(all, first + tiles), count = last - first;
+        winograd_.transform(x.data(), first, last, first, count, v);
+        winograd_.multiply(layer, 0, pieces, count, v, m_of(v));
+        winograd_.finish(layer, first, last, first, count, m_of(v), added, y.data());
+      }
+    });
+    return;
+  }
+  float* const v = v_of(0);
+  for (int64_t first = 0; first < all; first += tiles) {
+    const int64_t last = std::min(all, first + tiles), count = last - first;
+    executor.parallel_for(count, 4, [&](int64_t begin, int64_t end, int) {
+      winograd_.transform(x.data(), first + begin, first + end, first, count, v);
+    });
+    executor.parallel_for(
+        pieces, 1, [&](int64_t begin, int64_t end, int) { winograd_.multiply(layer, begin, end, count, v, m_of(v)); });
+    executor.parallel_for(count, 4, [&](int64_t begin, int64_t end, int) {
+      winograd_.finish(layer, first + begin, first + end, first, count, m_of(v), added, y.data());
+    });
+  }
+}
+
+void ResNet18::convolve(const Layer& either, const std::vector<Map>& x, const std::vector<Map>* add,
+                        const std::vector<Map>& y, float* scratch, Executor& executor) const {
+  if (either.filtered) return filter(either.winograd, x, add, y, scratch, executor);
+  const ConvLayer& layer = either.conv;
   // Pieces are a band of rows and a panel of weights; neighbours share the band.
   const int64_t panels = gemm_panels(layer.out_channels, float_lanes(isa_));
   const int64_t rows = static_cast<int64_t>(y.size()) * y[0].height;
@@ -121,6 +176,7 @@ void ResNet18::run_group(const float* clips, int64_t count, int64_t height, int6
     return placed;
   };
 
+  float* const scratch = reinterpret_cast<float*>(workspace + 4 * count * maps.area_bytes);
   std::vector<Map> x = place(0, height, width, in_channels_, 3, Precision::float32);
   executor.parallel_for(count * height, height, [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin / height; i < end / height; ++i) {
@@ -129,7 +185,7 @@ void ResNet18::run_group(const float* clips, int64_t count, int64_t height, int6
   });
   int64_t h = halved(height), w = halved(width);
   std::vector<Map> y = place(1, h, w, 64, 1, precision_);
-  convolve(stem_, x, nullptr, y, executor);
+  convolve(stem_, x, nullptr, y, scratch, executor);
   h = halved(h);
   w = halved(w);
   x = place(0, h, w, 64, 1, precision_);
@@ -139,24 +195,23 @@ void ResNet18::run_group(const float* clips, int64_t count, int64_t height, int6
   int at = 0;  // the area of x
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const Block& block = blocks_[i];
-    const int64_t channels = block.conv1.out_channels;
-    if (block.conv1.stride == 2) {
+    const int64_t channels = kWidths[i / 2];
+    if (block.projected) {
       h = halved(h);
       w = halved(w);
     }
     const bool last = i + 1 == blocks_.size();
     std::vector<Map> hidden = place((at + 1) % 4, h, w, channels, 1, precision_);
-    convolve(block.conv1, x, nullptr, hidden, executor);
+    convolve(block.conv1, x, nullptr, hidden, scratch, executor);
     std::vector<Map> shortcut = x;
     if (block.projected) {
       shortcut = place((at + 2) % 4, h, w, channels, 1, precision_);
-      convolve(block.downsample, x, nullptr, shortcut, executor);
+      convolve(block.downsample, x, nullptr, shortcut, scratch, executor);
     }
     at = (at + 3) % 4;
     x = last ? place(at, h, w, channels, 0, Precision::float32) : place(at, h, w, channels, 1, precision_);
-    convolve(block.conv2, hidden, &shortcut, x, executor);
+    convolve(block.conv2, hidden, &shortcut, x, scratch, executor);
   }
-  float* scratch = reinterpret_cast<float*>(workspace + 4 * count * maps.area_bytes);
   for (int64_t i = 0; i < count; ++i) {
     emotion_head_.classify(head_, reinterpret_cast<const float*>(x[i].data), h * w, nullptr, features + i * kFeatures,
                            logits + i * classes_, scratch);
@@ -169,7 +224,13 @@ void ResNet18::forward(const float* clips, const bool* valid, int64_t batch, int
   const int64_t total = batch * clips_per_utterance, clip_floats = in_channels_ * height * width;
   if (total > 0) {
     const int64_t largest = std::min(total, kGroup);
-    const int64_t scratch = round_up(emotion_head_.scratch(head_) * static_cast<int64_t>(sizeof(float)), kCacheLine);
+    int64_t floats = emotion_head_.scratch(head_);
+    for (const Block& block : blocks_) {
+      for (const Layer* layer : {&block.conv1, &block.conv2}) {
+        if (layer->filtered) floats = std::max(floats, executor.threads() * band_floats(layer->winograd));
+      }
+    }
+    const int64_t scratch = round_up(floats * static_cast<int64_t>(sizeof(float)), kCacheLine);
     const Workspaces::Lease lease(workspaces_, 4 * largest * Maps(*this, height, width).area_bytes + scratch + kSlack);
     for (int64_t i = 0; i < total; i += kGroup) {
       run_group(clips + i * clip_floats, std::min(kGroup, total - i), height, width, features + i * kFeatures,

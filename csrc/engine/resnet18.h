@@ -32,8 +32,14 @@ class ResNet18 {
                int64_t width, float* probabilities, float* features, float* logits, Executor& executor) const;
 
  private:
+  // A convolution, in float32 and of stride 1 by minimal filtering.
+  struct Layer {
+    ConvLayer conv;
+    bool filtered;
+    WinogradLayer winograd;
+  };
   struct Block {
-    ConvLayer conv1, conv2, downsample;
+    Layer conv1, conv2, downsample;
     bool projected;
   };
   // The maps of a group of clips that are alive at the same time.
@@ -41,16 +47,19 @@ class ResNet18 {
 
   void run_group(const float* clips, int64_t count, int64_t height, int64_t width, float* features, float* logits,
                  char* workspace, Executor& executor) const;
-  void convolve(const ConvLayer& layer, const std::vector<Map>& x, const std::vector<Map>* add,
-                const std::vector<Map>& y, Executor& executor) const;
+  void convolve(const Layer& layer, const std::vector<Map>& x, const std::vector<Map>* add, const std::vector<Map>& y,
+                float* scratch, Executor& executor) const;
+  void filter(const WinogradLayer& layer, const std::vector<Map>& x, const std::vector<Map>* add,
+              const std::vector<Map>& y, float* scratch, Executor& executor) const;
 
   const int64_t in_channels_, classes_;
   const Precision precision_;
   const Isa isa_;
   const ConvStemKernels& kernels_;
+  const WinogradKernels& winograd_;
   const EmotionHeadKernels& emotion_head_;
   std::vector<Buffer> memory_;
-  ConvLayer stem_{};
+  Layer stem_{};
   std::vector<Block> blocks_;
   EmotionHead head_{};
   mutable Workspaces workspaces_;

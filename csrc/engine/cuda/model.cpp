@@ -209,9 +209,9 @@ void GpuModel::forward_on_device(const float* clips, const uint8_t* valid, int64
   run.features = features;
   run.logits = logits;
   run.probabilities = probabilities;
+  const int64_t slots = slots_of(count);
   queued_.with(
-      stream, [&](const Activations& own) { return own.slots() >= count; },
-      [&] { return make_activations(is_capturing(stream) ? count : slots_of(count)); },
+      stream, slots, [](const Activations&) { return true; }, [&] { return make_activations(slots); },
       [&](const Activations& own) { queue(own, run, stream); });
 }
 

@@ -39,21 +39,21 @@ class IdlePool {
 };
 
 // Memory of calls that are queued on a caller's stream and not waited for.  What a stream queues runs in order, so that
-// its calls share one.  A graph that somebody records may run at any time: each call of it gets one of its own, for as
-// long as the pool lives.
+// its calls of one size share one.  A graph that somebody records may run at any time: each call of it gets one of its
+// own, for as long as the pool lives.
 template <typename Memory>
 class StreamPool {
  public:
-  // use(memory) with one that `fits`, or that `make` makes; one thread at a time.
+  // use(memory) with one for calls of so many `slots` that `fits`, or that `make` makes; one thread at a time.
   template <typename Fits, typename Make, typename Use>
-  void with(Stream stream, const Fits& fits, const Make& make, const Use& use) {
+  void with(Stream stream, int64_t slots, const Fits& fits, const Make& make, const Use& use) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (is_capturing(stream)) {
       const WhileRecording allowed;
       recorded_.push_back(make());
       return use(*recorded_.back());
     }
-    std::unique_ptr<Memory>& found = queued_[stream];
+    std::unique_ptr<Memory>& found = queued_[{stream, slots}];
     if (found == nullptr || !fits(*found)) {
       if (found != nullptr) synchronize(stream);
       found = make();
@@ -63,7 +63,7 @@ class StreamPool {
 
  private:
   std::mutex mutex_;
-  std::map<Stream, std::unique_ptr<Memory>> queued_;
+  std::map<std::pair<Stream, int64_t>, std::unique_ptr<Memory>> queued_;
   std::vector<std::unique_ptr<Memory>> recorded_;
 };
 

@@ -41,10 +41,6 @@ struct GpuSpeech::Features {
   BandStatistics* statistics;  // (recordings, channels, bands)
   std::vector<float*> network_clips;
   std::vector<std::unique_ptr<GpuModel::Activations>> activations;
-
-  bool hold(int64_t more_recordings, int64_t more_frames, int64_t more_clips) const {
-    return more_recordings <= recordings && more_frames <= frames && more_clips <= clips;
-  }
 };
 
 // Of calls from and to the host's memory.
@@ -315,12 +311,10 @@ void GpuSpeech::forward_on_device(const void* samples, SampleType type, int64_t 
   recordings.given = given;
   recordings.recording_stride = stride;
   const OnDevice guard(device_);
+  const int64_t slots = slots_of(clips);
   queued_.with(
-      stream, [&](const Features& own) { return own.hold(batch, frames, clips); },
-      [&] {
-        return is_capturing(stream) ? make_features(batch, frames, clips)
-                                    : make_features(power_of_two(batch), power_of_two(frames), slots_of(clips));
-      },
+      stream, slots, [&](const Features& own) { return own.recordings >= batch && own.frames >= frames; },
+      [&] { return make_features(power_of_two(batch), power_of_two(frames), slots); },
       [&](const Features& own) {
         queue(own, recordings, frames, clips, nullptr, {static_cast<int>(clips), given.clips, 1}, outputs, stream);
       });

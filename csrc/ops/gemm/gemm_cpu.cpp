@@ -1,21 +1,13 @@
 #include "common/operands.h"
-#include "common/vector_math.h"
+#include "ops/gemm/finish_cpu.h"
 #include "ops/gemm/gemm.h"
+#include "ops/gemm/gemm_amx.h"
 #include "ops/gemm/tiles_cpu.h"
 
 namespace avser::AVSER_ISA_NAMESPACE {
 namespace {
 
 constexpr int kPrefetch = 16;  // words ahead
-
-template <class T>
-AVSER_INLINE vfloat as_floats(vfloat sum) {
-  return sum;
-}
-template <class T>
-AVSER_INLINE vfloat as_floats(vint32 sum) {
-  return __builtin_convertvector(sum, vfloat);
-}
 
 // The tile of `Rows` rows and `Vectors` vectors of outputs from `column` on.
 template <class T, class Out, int Rows, int Vectors>
@@ -45,28 +37,9 @@ __attribute__((noinline)) void tile(const GemmWeights& weights, const GemmWindow
 #pragma GCC unroll 14
     for (int r = 0; r < Rows; ++r) x[r] += window.stride;
   }
-  vfloat bias[Vectors], scale[Vectors];
-#pragma GCC unroll 2
-  for (int v = 0; v < Vectors; ++v) {
-    bias[v] = weights.bias == nullptr ? vfloat{} : load(weights.bias + column + v * kLanes);
-    if (T::kPrecision == Precision::int8) scale[v] = load(weights.scale + column + v * kLanes);
-  }
+  const Finish<T, Out, Vectors> finish(weights, column, out);
 #pragma GCC unroll 14
-  for (int r = 0; r < Rows; ++r) {
-    typename Out::Element* y = static_cast<typename Out::Element*>(rows[r].y) + column;
-#pragma GCC unroll 2
-    for (int v = 0; v < Vectors; ++v) {
-      const vfloat product = as_floats<T>(sum[r][v]);
-      vfloat value = T::kPrecision == Precision::int8 ? fma(product, scale[v], bias[v]) : product + bias[v];
-      if (rows[r].add != nullptr) {
-        const int64_t at = column + v * kLanes;
-        value += out.add == Precision::bf16 ? load_operand(static_cast<const uint16_t*>(rows[r].add) + at)
-                                            : load(static_cast<const float*>(rows[r].add) + at);
-      }
-      if (out.relu) value = relu(value);
-      store_operand(y + v * kLanes, value);
-    }
-  }
+  for (int r = 0; r < Rows; ++r) finish(sum[r], rows[r]);
 }
 
 template <class T, class Out, int Vectors>
@@ -108,10 +81,23 @@ void dispatch(const GemmWeights& w, int64_t panel, int64_t panel_end, const Gemm
   }
 }
 
+#if defined(AVSER_WITH_AMX) && defined(__AVX512BF16__)
+void dispatch_with_tiles(const GemmWeights& w, int64_t panel, int64_t panel_end, const GemmWindow& window,
+                         const GemmRow* rows, int64_t count, const GemmOutput& out) {
+  const auto run = w.precision == Precision::float32 ? &dispatch : &isa_amx::gemm_amx;
+  run(w, panel, panel_end, window, rows, count, out);
+}
+#endif
+
 }  // namespace
 
 const GemmKernels& gemm_kernels() {
   static constexpr GemmKernels kernels{&dispatch};
+#if defined(AVSER_WITH_AMX) && defined(__AVX512BF16__)
+  static constexpr GemmKernels with_tiles{&dispatch_with_tiles};
+  static const bool tiles = current_isa() == Isa::amx;
+  if (tiles) return with_tiles;
+#endif
   return kernels;
 }
 
