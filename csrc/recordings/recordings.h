@@ -46,13 +46,13 @@ struct Sndfile {
 // A whole wav or FLAC file, averaged to mono, at `to_rate`.
 Sound decode(const Sndfile& library, const uint8_t* bytes, int64_t size, int64_t to_rate);
 
-struct FrontEnd {
+struct FeatureOptions {
   LogMelOptions log_mel;
   int64_t channels;
   int64_t delta_window;
 };
 
 // Features (channels, frames, bands).
-Block<float> features(const Waveform& waveform, const FrontEnd& front_end);
+Block<float> features(const Waveform& waveform, const FeatureOptions& options);
 
 }  // namespace avser
