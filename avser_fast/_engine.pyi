@@ -66,6 +66,48 @@ def frame_clips(
 def resample(waveform: NDArray[np.float32], from_rate: int, to_rate: int) -> NDArray[np.float32]:
     """(samples,) to (ceil(samples * to_rate / from_rate),), rates 1..384000 hertz; see ``reference.resample``."""
 
+def read_files(paths: Sequence[bytes], limit: int) -> list[NDArray[np.uint8] | None]:
+    """The bytes of regular files, in order, as many as there are until they are ``limit`` bytes together.
+
+    None for what is no regular file of 1..``limit`` bytes that can be read.
+    """
+
+def at_rate(waveform: NDArray[np.float32], from_rate: int, to_rate: int) -> NDArray[np.int16] | NDArray[np.float32]:
+    """``resample``, as int16 where that loses nothing."""
+
+class Decoder:
+    """Whole wav and FLAC files decoded by a libsndfile that this process has loaded: the addresses of its functions."""
+
+    def __init__(
+        self, *, sf_open_virtual: int, sf_readf_short: int, sf_readf_float: int, sf_error: int, sf_close: int
+    ) -> None: ...
+    def decode(
+        self, files: Sequence[NDArray[np.uint8]], sampling_rate: int
+    ) -> list[tuple[NDArray[np.int16] | NDArray[np.float32], int] | None]:
+        """Of the bytes of every file its mono waveform (n,) at ``sampling_rate``, as ``at_rate`` gives it, and the
+        rate of the file.
+
+        None for another format, for what is damaged, longer than 2^23 samples, not of 1 or 2 channels, outside of
+        4000..192000 hertz or of [-1, 1].
+        """
+
+def front_end(
+    waveforms: Sequence[NDArray[np.int16] | NDArray[np.float32]],
+    *,
+    channels: int = 1,
+    delta_window: int = 2,
+    sampling_rate: int = 16000,
+    mel_bands: int = 40,
+    frame_length: int = 400,
+    frame_step: int = 160,
+    n_fft: int = 512,
+    preemphasis: float = 0.97,
+    low_hz: float = 0.0,
+    high_hz: float = 8000.0,
+    vtlp: float = 1.0,
+) -> list[NDArray[np.float32]]:
+    """``log_mel`` and ``add_deltas`` of every waveform, (channels, frames, mel_bands)."""
+
 def measure_peak(precision: Literal["float32", "bf16", "int8"], seconds: float = 0.2, threads: int = 1) -> float:
     """Multiply-adds per second of a loop on registers alone, the ceiling of any kernel on this machine.
 

@@ -180,7 +180,7 @@ def _infer(options: argparse.Namespace) -> int:
     if options.output is None:
         write(results(), recognizer, options.files, sys.stdout)
     else:
-        from .inference.weights import write_bytes
+        from .inference.whole_files import write_bytes
 
         text = io.StringIO(newline="")
         write(results(), recognizer, options.files, text)

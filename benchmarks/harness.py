@@ -16,7 +16,7 @@ import pytest
 
 import avser_fast
 from avser_fast import _engine
-from avser_fast.inference.weights import write_bytes
+from avser_fast.inference.whole_files import write_bytes
 
 from .compare import OURS, Contender, Table, compare
 from .ours import ABSENT

@@ -2,22 +2,25 @@
 
 The corpus is the shipped recordings over and over, each time with other noise in the last bit, so that no two files
 are the same.  Measured, each in a fresh process: the whole of ``prepare`` (decoding, checks, digests, waveforms and
-features to disk), the same number of threads that only decode, or decode and compute digests and features but store
-nothing (all of it compiled code), writing as many bytes, preparing again when everything is
-cached, opening the prepared folder with all of its features, and the largest resident memory for the whole corpus and
-for a tenth of it.
+features to disk) and what its processor time goes to, the same number of threads that only decode, preparing again
+when everything is cached, opening the prepared folder with all of its features, and the largest resident memory for
+the whole corpus and for a tenth of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from .harness import device
@@ -48,41 +51,59 @@ def write_corpus(folder: Path, utterances: int, kind: str) -> None:
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _compute(manifest: Path, workers: int, features: bool) -> None:
-    """What preparing cannot do without, by as many threads: every file decoded; with ``features`` also its digest and
-    its features."""
+class Parts:
+    """Processor seconds of the parts of ``prepare``, each measured around the calls that are all of it, in whichever
+    thread makes them.  What is left of the process's time is Python's."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def of(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def measured(*arguments: Any, **keywords: Any) -> Any:
+            before = time.thread_time()
+            try:
+                return work(*arguments, **keywords)
+            finally:
+                spent = time.thread_time() - before
+                with self._lock:
+                    self.seconds[part] = self.seconds.get(part, 0.0) + spent
+
+        return measured
+
+    def watch(self) -> None:
+        """From now on, in this process."""
+        from avser_fast import _engine
+        from python_training.data import recordings, shards
+
+        decoder = recordings.sndfile_decoder()
+        decode = self.of("decoding", decoder.decode)
+        recordings.sndfile_decoder = lambda: SimpleNamespace(decode=decode)
+        recordings.read_spans = self.of("decoding", recordings.read_spans)
+        hashlib.sha256 = self.of("digests", hashlib.sha256)
+        _engine.read_files = self.of("reading", _engine.read_files)
+        _engine.front_end = self.of("features", _engine.front_end)
+        shards.write_bytes = self.of("writing", shards.write_bytes)
+
+
+def _decode(manifest: Path, workers: int) -> None:
+    """Every file read and decoded by as many threads as prepare has, and nothing else."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from avser_fast import _engine
     from python_training.data import read_corpus
-    from python_training.data.features import compute_features, read_spans
-    from python_training.data.files import file_digest
     from python_training.data.in_order import in_order
-    from python_training.settings import load_settings
+    from python_training.data.recordings import sndfile_decoder
 
-    front_end = load_settings(CONFIG).front_end.front_end()
-
-    def work(path: Path) -> None:
-        (waveform,), _ = read_spans(path, [(0.0, None)])
-        if features:
-            file_digest(path)
-            compute_features(waveform, front_end)
+    def work(run: Sequence[Path]) -> Sequence[Path]:
+        files = _engine.read_files([os.fsencode(path) for path in run], 1 << 30)
+        assert all(sndfile_decoder().decode(files, 16000))
+        return run
 
     paths = [u.path for u in read_corpus("manifest", manifest).utterances if u.path is not None]
     with ThreadPoolExecutor(workers) as pool:
-        for _ in in_order(pool, 16 * workers, work, paths):
+        for _ in in_order(pool, workers, work, paths):
             pass
-
-
-def _write(like: Path, out: Path) -> None:
-    """As many bytes as the folder ``like`` holds, in files of the size of a shard."""
-    from avser_fast.inference.weights import write_bytes
-    from python_training.data.store import SHARD_BYTES
-
-    out.mkdir()
-    left = sum(p.stat().st_size for p in like.rglob("*") if p.is_file())
-    block = os.urandom(SHARD_BYTES)
-    for number in range(-(-left // SHARD_BYTES)):
-        write_bytes(out / str(number), block)
 
 
 def _hit(prepared: Path) -> None:
@@ -102,25 +123,30 @@ def _prepare(manifest: Path, workers: int, out: Path) -> None:
     assert not prepared.faults
 
 
-def one(what: str, manifest: Path, workers: int, out: Path) -> dict[str, float]:
+def one(what: str, manifest: Path, workers: int, out: Path) -> dict[str, Any]:
     """Seconds, processor seconds and resident memory of one of the measured things, in this process."""
     begin, before = time.perf_counter(), time.process_time()
-    if what == "write":
-        _write(manifest, out)
-    elif what == "hit":
+    parts = Parts()
+    if what == "prepare":
+        parts.watch()
+    if what == "hit":
         _hit(out)
-    elif what in ("decode", "compute"):
-        _compute(manifest, workers, features=what == "compute")
+    elif what == "decode":
+        _decode(manifest, workers)
     else:
         _prepare(manifest, workers, out)
     seconds, processor = time.perf_counter() - begin, time.process_time() - before
-    return {"seconds": seconds, "processor_seconds": processor, "resident_mb": resident_mb()}
+    found: dict[str, Any] = {"seconds": seconds, "processor_seconds": processor, "resident_mb": resident_mb()}
+    if parts.seconds:
+        parts.seconds["Python"] = processor - sum(parts.seconds.values())
+        found["parts"] = dict(sorted(parts.seconds.items(), key=lambda part: -part[1]))
+    return found
 
 
-def fresh(what: str, manifest: Path, workers: int, out: Path) -> dict[str, float]:
+def fresh(what: str, manifest: Path, workers: int, out: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.prepare", "--one", what, str(manifest), str(workers), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[1])
-    found: dict[str, float] = json.loads(done.stdout)
+    found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
@@ -134,14 +160,11 @@ def measure(folder: Path, utterances: int, workers: int, kinds: tuple[str, ...] 
         fresh("decode", manifest, workers, out)  # the files are in the memory of the system afterwards
         # In turns, so that a noisy machine is noisy for both.
         turns = []
-        for _ in range(3):
+        for _ in range(5):
             shutil.rmtree(out, ignore_errors=True)
             turns.append((fresh("decode", manifest, workers, out), fresh("prepare", manifest, workers, out)))
         again = fresh("prepare", manifest, workers, out)
         hit = fresh("hit", manifest, workers, out)
-        compute = fresh("compute", manifest, workers, out)
-        write = fresh("write", out, workers, folder / "written")
-        shutil.rmtree(folder / "written")
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))
         shutil.rmtree(out)
         tenth = fresh("prepare", folder / "tenth" / "manifest.jsonl", workers, out)
@@ -157,11 +180,8 @@ def measure(folder: Path, utterances: int, workers: int, kinds: tuple[str, ...] 
             "hit": hit,
             "hours_per_second": hours / whole["seconds"],
             "cores_busy": whole["processor_seconds"] / whole["seconds"],
-            "compute_alone": compute,
-            "write_alone": write,
-            "share_of_decoding": decode["processor_seconds"] / whole["processor_seconds"],
-            "share_of_compiled_code": compute["processor_seconds"] / whole["processor_seconds"],
-            "share_of_writing": write["processor_seconds"] / whole["processor_seconds"],
+            "hours_per_second_decoding_alone": hours / decode["seconds"],
+            "shares": {part: seconds / whole["processor_seconds"] for part, seconds in whole["parts"].items()},
             "resident_mb": whole["resident_mb"],
             "resident_mb_of_a_tenth": tenth["resident_mb"],
         }
@@ -183,11 +203,11 @@ def main(arguments: list[str]) -> int:
         found = measure(Path(folder), UTTERANCES, workers)
     Path(results, "prepare.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     for kind, figures in found["kinds"].items():
+        shares = ", ".join(f"{100 * share:.0f} % {part}" for part, share in figures["shares"].items())
         print(
-            f"{kind}: {figures['hours_per_second']:.2f} hours of audio per second, {figures['cores_busy']:.2f} cores "
-            f"busy, decoding {100 * figures['share_of_decoding']:.0f} % of the work (with digests and features "
-            f"{100 * figures['share_of_compiled_code']:.0f} %, writing "
-            f"{100 * figures['share_of_writing']:.0f} %), again {figures['again']['seconds']:.1f} s, "
+            f"{kind}: {figures['hours_per_second']:.2f} hours of audio per second (decoding alone "
+            f"{figures['hours_per_second_decoding_alone']:.2f}), {figures['cores_busy']:.2f} cores busy, {shares}, "
+            f"again {figures['again']['seconds']:.1f} s, "
             f"mapped {figures['hit']['seconds']:.1f} s, {figures['resident_mb']:.0f} MB "
             f"(a tenth of the corpus: {figures['resident_mb_of_a_tenth']:.0f} MB)"
         )

@@ -137,12 +137,12 @@ def remarks(tables: list[Table], files: dict[str, dict[str, Any]]) -> list[str]:
     if "prepare" in files:
         found = files["prepare"]
         for kind, figures in found["kinds"].items():
+            shares = ", ".join(f"{100 * share:.0f} % {part}" for part, share in figures["shares"].items())
             lines.append(
                 f"Preparing {found['utterances']:,} utterances ({kind}, {figures['hours']:.1f} hours) with "
                 f"{plural(found['workers'], 'thread')}: {figures['hours_per_second']:.2f} hours of audio per second, "
-                f"{figures['cores_busy']:.2f} cores busy, {100 * figures['share_of_decoding']:.0f} % of the work is "
-                f"decoding, {100 * figures['share_of_compiled_code']:.0f} % with digests and "
-                f"features, {100 * figures['share_of_writing']:.0f} % writing; "
+                f"{figures['cores_busy']:.2f} cores busy (decoding alone: "
+                f"{figures['hours_per_second_decoding_alone']:.2f} hours per second); processor time: {shares}; "
                 f"{figures['resident_mb']:.0f} MB resident at most, {figures['resident_mb_of_a_tenth']:.0f} MB "
                 f"for a tenth of the corpus; again, all cached: {figures['again']['seconds']:.1f} s; all features by "
                 f"memory map: {figures['hit']['seconds']:.1f} s, {figures['hit']['resident_mb']:.0f} MB resident."

@@ -13,4 +13,6 @@ def test_prepare(benchmark: Any, tmp_path: Path) -> None:
     figures = found["kinds"]["wav"]
     assert figures["hours"] > 0.1 and figures["prepare"]["seconds"] > figures["again"]["seconds"]
     assert figures["hit"]["resident_mb"] < figures["resident_mb"]
+    assert set(figures["shares"]) == {"decoding", "digests", "features", "reading", "writing", "Python"}
+    assert min(figures["shares"].values()) > 0
     assert list(tmp_path.iterdir()) == []

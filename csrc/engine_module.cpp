@@ -22,6 +22,7 @@
 #include "ops/normalize/normalize.h"
 #include "ops/resample/resample.h"
 #include "ops/roofline/roofline.h"
+#include "recordings/bind.h"
 
 namespace py = pybind11;
 
@@ -240,6 +241,7 @@ PYBIND11_MODULE(_engine, m) {
   avser::bind_front_end(m);
   avser::bind_engine(m);
   avser::bind_model(m);
+  avser::bind_recordings(m);
 #if AVSER_CUDA_COMPILED
   avser::gpu::bind_gpu_engine(m);
 #endif

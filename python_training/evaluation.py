@@ -24,7 +24,7 @@ from urllib.parse import quote
 import numpy as np
 
 from avser_fast.inference.convert import agreement
-from avser_fast.inference.weights import write_bytes
+from avser_fast.inference.whole_files import write_bytes
 
 from .data.corpus import Utterance
 from .metrics import (

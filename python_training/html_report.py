@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from avser_fast.inference.weights import write_bytes
+from avser_fast.inference.whole_files import write_bytes
 
 from . import charts
 from .charts import Cloud, Line

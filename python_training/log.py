@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from avser_fast.inference.weights import write_bytes
+from avser_fast.inference.whole_files import write_bytes
 
 from .run_folder import read_lines
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import avser_fast
 from avser_fast.inference.convert import HEADROOM
-from avser_fast.inference.weights import write_bytes
+from avser_fast.inference.whole_files import write_bytes
 
 from .comparison import compare, read_run
 from .data.prepared import PreparedCorpus

@@ -23,7 +23,8 @@ import torch
 
 import avser_fast
 from avser_fast.config import EncoderSpec, ModelSpec, SystemSpec
-from avser_fast.inference.weights import write_avre, write_bytes, write_model, write_system
+from avser_fast.inference.weights import write_avre, write_model, write_system
+from avser_fast.inference.whole_files import write_bytes
 
 from .data.prepared import PreparedCorpus
 from .distributed import Processes

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from avser_fast.inference.weights import write_bytes
+from avser_fast.inference.whole_files import write_bytes
 
 from .settings import STAGES
 

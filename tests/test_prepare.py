@@ -13,6 +13,7 @@ import wave
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,17 @@ def test_stereo_8_bit_24_bit_and_48_khz(tmp_path: Path) -> None:
         assert 0.5 < np.std(tones) / (3000 / np.sqrt(2)) < 1.1, "the tone survives the change of rate"
 
 
+def test_full_scale_stays_int16(tmp_path: Path) -> None:
+    x = tone()
+    x[100:102] = -32768, 32767
+    path = write_wav(tmp_path / "a.wav", x)
+    prepare(corpus_of(Utterance("a", path, "", 0), Utterance("b", path, "", 0, start=0.001)), tmp_path / "out")
+    corpus = PreparedCorpus(tmp_path / "out")
+    assert corpus.waveform(0).dtype == corpus.waveform(1).dtype == np.int16
+    np.testing.assert_array_equal(corpus.waveform(0), x)
+    np.testing.assert_array_equal(corpus.waveform(1), x[16:])
+
+
 def test_spans_of_a_long_recording(tmp_path: Path) -> None:
     long = tone(2.0)
     path = write_wav(tmp_path / "long.wav", long)
@@ -242,32 +254,33 @@ def test_duplicates_are_named_and_kept(tmp_path: Path) -> None:
 
 
 def test_preparing_again_decodes_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["python_training.data.prepare"]
-    decoded: list[Path] = []
-    original = module.read_spans  # type: ignore[attr-defined]
+    module = sys.modules["python_training.data.recordings"]
+    decoded: list[bytes] = []
+    original = module.sndfile_decoder()  # type: ignore[attr-defined]
 
-    def counting(path: Path, *rest: Any) -> Any:
-        decoded.append(path)
-        return original(path, *rest)
+    def counting(files: list[np.ndarray], rate: int) -> Any:
+        decoded.extend(bytes(content) for content in files)
+        return original.decode(files, rate)
 
-    monkeypatch.setattr(module, "read_spans", counting)
+    monkeypatch.setattr(module, "sndfile_decoder", lambda: SimpleNamespace(decode=counting))
     a = write_wav(tmp_path / "a.wav", tone())
     b = write_wav(tmp_path / "b.wav", tone(seed=1))
     both = corpus_of(Utterance("a", a, "", 0), Utterance("b", b, "", 1))
     out = tmp_path / "out"
+    one, two = a.read_bytes(), b.read_bytes()
     prepare(both, out, front_ends=[FrontEnd()], workers=1)
     first = PreparedCorpus(out).features(FrontEnd())
-    assert decoded == [a, b]
+    assert decoded == [one, two]
     prepare(both, out, front_ends=[FrontEnd()], workers=1)
-    assert decoded == [a, b]
-    write_wav(b, tone(seed=2))
+    assert decoded == [one, two]
+    three = write_wav(b, tone(seed=2)).read_bytes()
     prepare(both, out, front_ends=[FrontEnd()], workers=1)
-    assert decoded == [a, b, b]
+    assert decoded == [one, two, three]
     second = PreparedCorpus(out).features(FrontEnd())
     np.testing.assert_array_equal(first[0], second[0])
     assert not np.array_equal(first[1], second[1])
     prepare(both, out, front_ends=[FrontEnd(mel_bands=20)], workers=1)
-    assert decoded == [a, b, b, a, b], "other options are other features"
+    assert decoded == [one, two, three, one, three], "other options are other features"
 
 
 def test_the_number_of_workers_changes_nothing(emodb: Path, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ import numpy as np
 
 from ..config import AVRE, MDSCM, EncoderSpec, Fusion, ModelSpec, SystemSpec
 from ..errors import ConfigError, ModelError
+from .whole_files import write_bytes
 
 #: Largest version of the layout that is read.  A file is written in the first one that can say what it holds, so that
 #: older versions of this package read all that they can use.
@@ -177,23 +177,6 @@ def write_tensors(path: str | os.PathLike[str], header: Mapping[str, Any], tenso
         raise ModelError(f"{where}: the header cannot be written as JSON ({error})") from error
     data = save(arrays, metadata={HEADER_KEY: text})
     write_bytes(path, data)
-
-
-def write_bytes(path: str | os.PathLike[str], *parts: bytes | memoryview) -> None:
-    """Write a whole file, one part after the other, under a temporary name in the same folder, then rename it."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # name the file that was asked for, not the temporary one
-            raise type(error)(error.errno, error.strerror, str(path)) from error
-        raise
 
 
 def _as_array(value: Any) -> np.ndarray:

@@ -277,7 +277,7 @@ class Samples(Dataset[tuple[_Half, ...]]):
                 raise ValueError(f"{self.speech.utterances[item].key}: expected speech, this utterance has none")
         else:
             waveform = change.apply(self.speech.waveform(item), rng)
-            values = compute_features(waveform, self.front_end, speed, change.vtlp)
+            (values,) = compute_features([waveform], self.front_end, speed, change.vtlp)
         engine = engine_module()
         front, rule = self.front_end, self.clip_rule
         values = np.asarray(engine.normalize(values, front.normalization, front.mean, front.std))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from avser_fast.errors import ConfigError, InputError
-from avser_fast.inference.weights import write_bytes
+from avser_fast.inference.whole_files import write_bytes
 
 from .faces import HEIGHT, WIDTH, opencv, resize
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from avser_fast.config import FrontEnd
 from avser_fast.errors import InputError
 from avser_fast.inference.audio import load_item
-from avser_fast.inference.features import features, log_mel_options, resample
+from avser_fast.inference.features import engine_module, log_mel_options, resample
 
 #: Hertz of the waveforms of a prepared corpus.
 SAMPLING_RATE = 16000
@@ -46,21 +46,8 @@ def read_spans(
             span = f"{start:g} s to {end:g} s"
             waveforms.append(InputError(f"{path}: expected a sample from {span}, got none at {sound.rate} Hz"))
             continue
-        waveforms.append(_compact(resample(sound.samples[first:last], sound.rate, sampling_rate)))
+        waveforms.append(engine_module().at_rate(sound.samples[first:last], sound.rate, sampling_rate))
     return waveforms, sound.rate
-
-
-def _compact(waveform: np.ndarray) -> np.ndarray:
-    if np.abs(waveform).max() < 32768:
-        whole = waveform.astype(np.int16)
-        if np.array_equal(whole, waveform):
-            return whole
-    return waveform.astype(np.float32)
-
-
-def plain(front_end: FrontEnd) -> FrontEnd:
-    """The front end without its normalisation, whose constants come from training speakers alone."""
-    return dataclasses.replace(front_end, normalization="none", mean=(), std=())
 
 
 def waveform_options() -> dict[str, Any]:
@@ -74,14 +61,23 @@ def feature_options(front_end: FrontEnd, speed: float = 1.0) -> dict[str, Any]:
     return {"revision": _REVISION, "speed": speed, **own, **log_mel_options(front_end)}
 
 
-def compute_features(waveform: np.ndarray, front_end: FrontEnd, speed: float = 1.0, vtlp: float = 1.0) -> np.ndarray:
-    """Unnormalised features (channels, frames, bands) float32 of a waveform (n,) at int16 scale.
+def compute_features(
+    waveforms: Sequence[np.ndarray], front_end: FrontEnd, speed: float = 1.0, vtlp: float = 1.0
+) -> list[np.ndarray]:
+    """Unnormalised features (channels, frames, bands) float32 of waveforms (n,), int16 or float32 at int16 scale.
 
-    ``speed`` 1.1 plays the recording 10 % faster, which raises pitch and formants as another speaker's would be.
-    ``vtlp`` is the factor of vocal-tract-length perturbation (``reference.mel_filters``).
+    They are not normalised, because the constants of that come from training speakers alone.  ``speed`` 1.1 plays a
+    recording 10 % faster, which raises pitch and formants as another speaker's would be.  ``vtlp`` is the factor of
+    vocal-tract-length perturbation (``reference.mel_filters``).
     """
-    rate = front_end.sampling_rate
-    samples = waveform.astype(np.float32, copy=False)
     if speed != 1.0:
-        samples = resample(samples, round(rate * speed), rate)
-    return features(samples, plain(front_end), vtlp=vtlp)
+        rate = front_end.sampling_rate
+        waveforms = [resample(x.astype(np.float32, copy=False), round(rate * speed), rate) for x in waveforms]
+    values: list[np.ndarray] = engine_module().front_end(
+        waveforms,
+        channels=front_end.channels,
+        delta_window=front_end.delta_window,
+        vtlp=vtlp,
+        **log_mel_options(front_end),
+    )
+    return values

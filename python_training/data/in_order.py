@@ -10,27 +10,34 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
+#: Items that a thread takes at once, where there are enough: handing them over one by one keeps the interpreter busy.
+RUN = 16
+#: Runs for each thread that may be begun before the caller has taken the first: enough to go on with while it is busy.
+AHEAD = 2
+
 
 def in_order(
-    pool: ThreadPoolExecutor, window: int, work: Callable[[T], R], items: Sequence[T]
+    pool: ThreadPoolExecutor, workers: int, work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]
 ) -> Iterator[tuple[T, R]]:
-    """``work`` of every item by the pool's threads, in the items' order, at most ``window`` ahead of the caller.
+    """Every item with its result, in the items' order; few of them are made before they are taken.
 
-    Where there are many, a thread takes a few at once: handing them over one by one keeps the interpreter busy.
+    ``work`` makes the results of a run of items, one for each, in one of the ``workers`` threads of the pool.
     """
-    few = max(1, min(4, len(items) // window))
-
-    def work_of(chunk: Sequence[T]) -> list[tuple[T, R]]:
-        return [(item, work(item)) for item in chunk]
-
-    pending: deque[Future[list[tuple[T, R]]]] = deque()
+    length = max(1, min(RUN, len(items) // (2 * AHEAD * workers)))
+    pending: deque[tuple[Sequence[T], Future[Sequence[R]]]] = deque()
     try:
-        for begin in range(0, len(items), few):
-            pending.append(pool.submit(work_of, items[begin : begin + few]))
-            if len(pending) * few >= window:
-                yield from pending.popleft().result()
+        for begin in range(0, len(items), length):
+            run = items[begin : begin + length]
+            pending.append((run, pool.submit(work, run)))
+            if len(pending) >= AHEAD * workers:
+                yield from _taken(pending)
         while pending:
-            yield from pending.popleft().result()
+            yield from _taken(pending)
     finally:
-        for future in pending:
+        for _, future in pending:
             future.cancel()
+
+
+def _taken(pending: deque[tuple[Sequence[T], Future[Sequence[R]]]]) -> Iterator[tuple[T, R]]:
+    run, future = pending.popleft()
+    return zip(run, future.result())

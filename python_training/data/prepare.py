@@ -28,16 +28,17 @@ import numpy as np
 
 from avser_fast.config import FrontEnd
 from avser_fast.errors import InputError
-from avser_fast.inference.weights import write_bytes
+from avser_fast.inference.whole_files import remove_unfinished, write_bytes
 
 from .boxes import without_faces
 from .contact_sheet import contact_sheet
 from .corpus import Corpus, FaceSource, Fault, Utterance
 from .faces import FRAMES, HEIGHT, WIDTH, Detector, FaceError, read_faces
-from .features import SAMPLING_RATE, compute_features, feature_options, read_spans, waveform_options
+from .features import SAMPLING_RATE, feature_options, waveform_options
 from .files import file_digest
 from .in_order import in_order
 from .manifest import entry_of
+from .recordings import Recording, read_recordings, span_key
 from .report import corpus_report
 from .store import Store, mend, options_key, writing
 
@@ -99,17 +100,18 @@ def _prepare(
     prune: bool,
     progress: Callable[[str, int, int], None] | None,
 ) -> Prepared:
+    remove_unfinished(out)
     damaged = [
         Fault("damaged-shard", str(path), message) for folder in _stores(out) for path, message in mend(folder).items()
     ]
     left_out = sum(u.face is not None and u.face.crop == "detect" for u in corpus.utterances) if detector is None else 0
     if left_out:
         corpus = without_faces(corpus, keep=("whole", "box"))
-    count = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or os.cpu_count()
-    with ThreadPoolExecutor(count or 1) as pool:
-        window = 16 * (count or 1)  # enough to go on with while a shard is written
-        sounds, audio_faults = _store_sounds(corpus, out, front_ends, pool, window, progress)
-        faces, face_faults = _store_faces(corpus, out, detector, pool, window, progress)
+    workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or os.cpu_count()
+    workers = workers or 1
+    with ThreadPoolExecutor(workers) as pool:
+        sounds, audio_faults = _store_sounds(corpus, out, front_ends, pool, workers, progress)
+        faces, face_faults = _store_faces(corpus, out, detector, pool, workers, progress)
     faults = [*corpus.faults, *damaged, *audio_faults, *face_faults]
     utterances = [u for u in corpus.utterances if u.key in sounds or u.key in faces]
     if not utterances:
@@ -188,54 +190,26 @@ class _Sound:
     """Hertz of the file."""
 
 
-def _span_key(digest: str, start: float, end: float | None) -> str:
-    whole = start == 0 and end is None
-    return digest[:32] if whole else f"{digest[:32]}:{start:.4f}-{'' if end is None else f'{end:.4f}'}"
-
-
 def _store_sounds(
     corpus: Corpus,
     out: Path,
     front_ends: Sequence[FrontEnd],
     pool: ThreadPoolExecutor,
-    window: int,
+    workers: int,
     progress: Callable[[str, int, int], None] | None,
 ) -> tuple[dict[str, _Sound], list[Fault]]:
     """The stored waveform of every utterance that has one, and the recordings that cannot be used."""
     waveforms = waveform_store(out)
     stores = [(f, feature_store(out, f)) for f in front_ends]
     with_sound = sorted((u for u in corpus.utterances if u.path is not None), key=lambda u: (str(u.path), u.key))
-    jobs = [(path, tuple(group)) for path, group in groupby(with_sound, key=lambda u: u.path) if path is not None]
+    jobs = [(Path(path), tuple(group)) for path, group in groupby(with_sound, key=lambda u: str(u.path))]
 
-    def work(job: tuple[Path, tuple[Utterance, ...]]) -> tuple[str, list[Any], int]:
-        """Digest of a file, what is new of it (waveform and its features, or an error), and its rate."""
-        path, utterances = job
-        digest = file_digest(path)
-        spans = [(u.start, u.end) for u in utterances]
-        new = [s for s in spans if not all(_span_key(digest, *s) in s_ for s_ in (waveforms, *(x for _, x in stores)))]
-        made: list[Any] = [None] * len(spans)
-        rate = 0
-        if new:
-            decoded, rate = read_spans(path, new)
-            of = dict(zip(new, decoded))
-            for place, span in enumerate(spans):
-                value = of.get(span)
-                if isinstance(value, np.ndarray):
-                    made[place] = (value, [compute_features(value, f) for f, _ in stores])
-                elif value is not None:
-                    made[place] = value
-        return digest, made, rate
+    def stored(key: str) -> bool:
+        return key in waveforms and all(key in store for _, store in stores)
 
-    def safely(job: tuple[Path, tuple[Utterance, ...]]) -> Any:
-        try:
-            return work(job)
-        except InputError as error:
-            return Fault("unreadable-audio", job[1][0].key, str(error))
-        except FileNotFoundError:
-            return Fault("missing-wav", job[1][0].key, f"expected the recording {job[0]}, found none")
-        except OSError as error:
-            message = f"expected a readable recording {job[0]}, got an error ({error.strerror or error})"
-            return Fault("unreadable-audio", job[1][0].key, message)
+    def work(run: Sequence[tuple[Path, tuple[Utterance, ...]]]) -> list[Recording | Fault]:
+        files = [(path, [(u.start, u.end) for u in utterances]) for path, utterances in run]
+        return read_recordings(files, stored, front_ends)
 
     sounds: dict[str, _Sound] = {}
     faults: list[Fault] = []
@@ -243,18 +217,17 @@ def _store_sounds(
     with contextlib.ExitStack() as stack:
         for store in (waveforms, *(s for _, s in stores)):
             stack.enter_context(store)
-        for (_, utterances), result in in_order(pool, window, safely, jobs):
-            if isinstance(result, Fault):
-                faults += [Fault(result.kind, u.key, result.message) for u in utterances]
+        for (_, utterances), found in in_order(pool, workers, work, jobs):
+            if isinstance(found, Fault):
+                faults += [Fault(found.kind, u.key, found.message) for u in utterances]
             else:
-                digest, made, rate = result
-                for utterance, new in zip(utterances, made):
-                    key = _span_key(digest, utterance.start, utterance.end)
+                for utterance, new in zip(utterances, found.made):
+                    key = span_key(found.digest, utterance.start, utterance.end)
                     if isinstance(new, InputError):
                         faults.append(Fault("unreadable-audio", utterance.key, str(new)))
                         continue
                     if new is not None:
-                        waveforms.add(key, new[0], note=rate)
+                        waveforms.add(key, new[0], note=found.rate)
                         for (_, store), values in zip(stores, new[1]):
                             store.add(key, values)
                     sounds[utterance.key] = _Sound(key, waveforms.shape(key)[0], waveforms.notes[key])
@@ -305,7 +278,7 @@ def face_store(folder: Path, detector: tuple[str, Detector] | None) -> Store:
 
 def _face_key(digest: str, face: FaceSource) -> str:
     where = "" if face.box is None else f":{'x'.join(map(str, face.box))}"
-    return f"{_span_key(digest, face.start, face.end)}:{face.crop}{where}"
+    return f"{span_key(digest, face.start, face.end)}:{face.crop}{where}"
 
 
 def _store_faces(
@@ -313,7 +286,7 @@ def _store_faces(
     out: Path,
     detector: tuple[str, Detector] | None,
     pool: ThreadPoolExecutor,
-    window: int,
+    workers: int,
     progress: Callable[[str, int, int], None] | None,
 ) -> tuple[dict[str, str], list[Fault]]:
     """The key of the stored frames of every utterance with a face, and the faces that cannot be used."""
@@ -350,11 +323,14 @@ def _store_faces(
         except FaceError as error:
             return [("", error)] * len(job)
 
+    def all_of(run: Sequence[tuple[tuple[Utterance, FaceSource], ...]]) -> list[list[tuple[str, Any]]]:
+        return [safely(job) for job in run]
+
     faces: dict[str, str] = {}
     faults: list[Fault] = []
     done = 0
     with store:
-        for job, results in in_order(pool, window, safely, jobs):
+        for job, results in in_order(pool, workers, all_of, jobs):
             for (utterance, _), (key, new) in zip(job, results):
                 if isinstance(new, FaceError):
                     faults.append(Fault(new.kind, utterance.key, str(new)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -124,15 +124,15 @@ class PreparedCorpus:
         keys = [key for key in self._waveform_keys if key is not None]
         new = [key for key in dict.fromkeys(keys) if key not in store]
 
-        def work(key: str) -> np.ndarray:
-            return compute_features(self._waveforms[key], front_end, speed)
+        def work(run: Sequence[str]) -> list[np.ndarray]:
+            return compute_features([self._waveforms[key] for key in run], front_end, speed)
 
         with (
             writing(store.folder, ", for features that are not there yet"),
             store,
             ThreadPoolExecutor(workers) as pool,
         ):
-            for done, (key, values) in enumerate(in_order(pool, 4 * workers, work, new), start=1):
+            for done, (key, values) in enumerate(in_order(pool, workers, work, new), start=1):
                 store.add(key, values)
                 if progress is not None:
                     progress(done, len(new))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from avser_fast.inference.weights import write_bytes
+from avser_fast.inference.whole_files import write_bytes
 
 DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "I16": np.dtype("<i2"), "F32": np.dtype("<f4")}
 SUFFIX = ".safetensors"

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from avser_fast.inference.whole_files import remove_unfinished
+
 from .shards import DTYPES, SUFFIX, Place, map_file, read_shard, write_shard
 
 #: A shard is written once this many bytes are waiting.
@@ -47,7 +49,11 @@ def writing(folder: Path, what: str = "") -> Iterator[None]:
 
 
 def mend(folder: Path) -> dict[Path, str]:
-    """Delete the shards of a store that are not whole, so that they are made again; what was wrong with each."""
+    """Delete the shards of a store that are not whole, so that they are made again; what was wrong with each.
+
+    What writers that were killed have left is deleted, too.
+    """
+    remove_unfinished(folder)
     damaged = {}
     for path in _shards(folder):
         try:
@@ -73,7 +79,10 @@ class Store:
         self.folder = Path(folder)
         self.options = dict(options or {})
         self.notes: dict[str, Any] = {}
+        self._shards: dict[Path, dict[str, Place]] = {}
+        """Every shard with what is in it."""
         self._places: dict[str, Place] = {}
+        """Where an array is read from, whichever shards hold it."""
         self._maps: dict[Path, np.ndarray] = {}
         self._held: dict[str, np.ndarray] = {}
         """Arrays that are in no shard yet."""
@@ -87,10 +96,14 @@ class Store:
                 places, metadata = read_shard(path)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}; prepare it again") from error
-            self._places.update(places)
+            self._keep(path, places)
             self.notes.update(metadata.get("notes", {}))
             if options is None:
                 self.options = metadata.get("options", {})
+
+    def _keep(self, path: Path, places: dict[str, Place]) -> None:
+        self._shards[path] = places
+        self._places.update(places)
 
     def __contains__(self, key: str) -> bool:
         return key in self._held or key in self._places
@@ -156,7 +169,8 @@ class Store:
         name = hashlib.sha256("\n".join(sorted(arrays)).encode()).hexdigest()[:16]
         notes = {key: self.notes[key] for key in arrays if key in self.notes}
         metadata = {"options": self.options, "notes": notes}
-        self._places.update(write_shard(self.folder / (name + SUFFIX), arrays, metadata))
+        path = self.folder / (name + SUFFIX)
+        self._keep(path, write_shard(path, arrays, metadata))
         for key in arrays:
             del self._held[key]
 
@@ -175,6 +189,7 @@ class Store:
         self._places = {key: place for key, place in self._places.items() if key in used}
         for path in emptied - {place.shard for place in self._places.values()}:
             path.unlink(missing_ok=True)
+            del self._shards[path]
 
     def unused_bytes(self, used: Container[str]) -> int:
         """Bytes of the arrays that are not ``used``."""
@@ -182,8 +197,7 @@ class Store:
 
     def _usage(self, used: Container[str]) -> Iterator[tuple[Path, list[str], int]]:
         """Of every shard the arrays that are ``used`` and read from it, and the bytes of the others."""
-        for path in _shards(self.folder):
-            places, _ = read_shard(path)
+        for path, places in self._shards.items():
             kept = [key for key, place in places.items() if key in used and self._places.get(key) == place]
             yield path, kept, sum(places[key].nbytes for key in places.keys() - set(kept))
 
