@@ -256,13 +256,13 @@ def test_running_out_of_memory_on_one_item(recognizer: avser_fast.Recognizer, mo
     results = recognizer.infer([Huge(), PCM], sampling_rate=RATE, on_error="return")
     assert "item 0 (Huge): could not be read (MemoryError" in str(results[0].error) and results[1].ok
 
-    def features(samples: np.ndarray, front: Any) -> np.ndarray:
+    def prepare(samples: np.ndarray, front: Any, rule: Any) -> tuple[np.ndarray, np.ndarray]:
         if len(samples) == 7:
             raise MemoryError
-        return whole(samples, front)
+        return whole(samples, front, rule)
 
-    whole = recognizer._backend.features
-    monkeypatch.setattr(recognizer._backend, "features", features)
+    whole = recognizer._backend.prepare
+    monkeypatch.setattr(recognizer._backend, "prepare", prepare)
     rate = recognizer.spec.front_end.sampling_rate
     results = recognizer.infer([PCM[:7], PCM], sampling_rate=rate, on_error="return")
     assert results[0].error == (

@@ -66,7 +66,7 @@ bool processor_has_tiles() {
 // Later threads of the process may use them, too.
 bool request_tiles() { return syscall(SYS_arch_prctl, kRequest, kTileData) == 0; }
 #else
-bool processor_has_tiles() { return false; }
+[[maybe_unused]] bool processor_has_tiles() { return false; }
 bool request_tiles() { return false; }
 #endif
 
