@@ -184,7 +184,9 @@ class Recognizer:
         system fuses these alone.  Both may be torch tensors.  Raises InputError for another shape or dtype.
 
         With backend ``cuda``, clips in the memory of the model's own GPU stay there: the outputs are torch tensors
-        beside them, queued on torch's current stream (a system's wait for the GPU: its fusion begins on the host).
+        beside them, queued on torch's current stream.  What waits for the GPU is ``valid``, which is read on the host,
+        and a system, whose fusion begins there.  A CUDA graph that recorded such a call may run as long as the model
+        lives.
         """
         front, classes = self.spec.front_end, len(self.spec.labels)
         there = self._on_gpu(clips)

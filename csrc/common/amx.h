@@ -1,7 +1,7 @@
 // Matrix tiles of the processor: eight of 16 rows of 64 bytes.  For *_amx.cpp files.
 //
-// AVSER_AMX_EMULATED replaces them by plain code, for tests on machines without; what the instructions do is Intel's
-// architecture manual's (TDPBF16PS, TDPBUSD).
+// AVSER_AMX_EMULATED replaces them by plain code, for tests on machines without: the sums of TDPBF16PS and TDPBUSD, but
+// for numbers below float's normal ones, which the instructions take for 0.
 #pragma once
 
 #include <cstdint>
@@ -49,15 +49,19 @@ inline float widened(const unsigned char* at) {
 template <int kSum, int kLeft, int kRight>
 void dot_bf16() {
   for (int m = 0; m < kRows; ++m) {
-    for (int k = 0; k < kRows; ++k) {
-      for (int n = 0; n < kRows; ++n) {
-        float sum;
-        std::memcpy(&sum, &tiles[kSum][m][4 * n], sizeof sum);
-        for (int i = 0; i < 4; i += 2) {
-          sum = __builtin_fmaf(widened(&tiles[kLeft][m][4 * k + i]), widened(&tiles[kRight][k][4 * n + i]), sum);
+    for (int n = 0; n < kRows; ++n) {
+      float halves[2] = {};  // of even and of odd elements
+      for (int k = 0; k < kRows; ++k) {
+        for (int i = 0; i < 2; ++i) {
+          const float left = widened(&tiles[kLeft][m][4 * k + 2 * i]),
+                      right = widened(&tiles[kRight][k][4 * n + 2 * i]);
+          halves[i] = __builtin_fmaf(left, right, halves[i]);
         }
-        std::memcpy(&tiles[kSum][m][4 * n], &sum, sizeof sum);
       }
+      float sum;
+      std::memcpy(&sum, &tiles[kSum][m][4 * n], sizeof sum);
+      sum += halves[0] + halves[1];
+      std::memcpy(&tiles[kSum][m][4 * n], &sum, sizeof sum);
     }
   }
 }

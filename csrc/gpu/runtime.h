@@ -57,7 +57,8 @@ void synchronize(Stream stream);
 // Whether the stream's owner is recording it into a graph.
 bool is_capturing(Stream stream);
 
-// While it lives, the calling thread may allocate although somebody records a graph.
+// While it lives, the calling thread may allocate and free although somebody records a graph; memory is always had and
+// given back so.
 class WhileRecording {
  public:
   WhileRecording();
@@ -80,6 +81,29 @@ struct FreeGraph {
 using Graph = std::unique_ptr<void, FreeGraph>;
 void begin_capture(Stream stream);
 Graph end_capture(Stream stream);
+
+// From its beginning to finish(); an exception in between leaves nothing recording.
+class Capture {
+ public:
+  explicit Capture(Stream stream) : stream_(stream) { begin_capture(stream); }
+  ~Capture() {
+    if (finished_) return;
+    try {
+      end_capture(stream_);
+    } catch (...) {
+    }
+  }
+  Capture(const Capture&) = delete;
+  Capture& operator=(const Capture&) = delete;
+  Graph finish() {
+    finished_ = true;
+    return end_capture(stream_);
+  }
+
+ private:
+  const Stream stream_;
+  bool finished_ = false;
+};
 void launch_graph(const Graph& graph, Stream stream);
 
 // Whether kernels run on a real GPU.

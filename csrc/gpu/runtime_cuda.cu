@@ -49,12 +49,19 @@ OnDevice::OnDevice(int device) {
 }
 OnDevice::~OnDevice() { cudaSetDevice(before_); }
 
-void FreeDevice::operator()(char* at) const { cudaFree(at); }
-void FreePinned::operator()(char* at) const { cudaFreeHost(at); }
+void FreeDevice::operator()(char* at) const {
+  const WhileRecording allowed;
+  cudaFree(at);
+}
+void FreePinned::operator()(char* at) const {
+  const WhileRecording allowed;
+  cudaFreeHost(at);
+}
 
 DeviceMemory allocate_device(int64_t bytes) {
   int device = 0;
   check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  const WhileRecording allowed;
   void* at = nullptr;
   const cudaError_t status = cudaMalloc(&at, static_cast<size_t>(bytes));
   AVSER_CHECK(status == cudaSuccess, backend, "CUDA: ", bytes, " bytes of memory on GPU ", device,
@@ -62,6 +69,7 @@ DeviceMemory allocate_device(int64_t bytes) {
   return DeviceMemory(static_cast<char*>(at), FreeDevice{device});
 }
 PinnedMemory allocate_pinned(int64_t bytes) {
+  const WhileRecording allowed;
   void* at = nullptr;
   check_cuda(cudaMallocHost(&at, static_cast<size_t>(bytes)), "cudaMallocHost");
   return PinnedMemory(static_cast<char*>(at));
@@ -80,9 +88,9 @@ bool is_capturing(Stream stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-WhileRecording::WhileRecording() : mode_(cudaStreamCaptureModeRelaxed) {
-  auto mode = static_cast<cudaStreamCaptureMode>(mode_);
-  check_cuda(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
+WhileRecording::WhileRecording() {
+  auto mode = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&mode);
   mode_ = static_cast<int>(mode);
 }
 WhileRecording::~WhileRecording() {

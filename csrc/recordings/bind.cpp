@@ -49,13 +49,14 @@ py::list read_files(const std::vector<std::string>& paths, int64_t limit) {
   return out;
 }
 
-py::array at_rate_array(const py::array_t<float>& waveform, int64_t from_rate, int64_t to_rate) {
+py::array at_rate_array(const py::array_t<float, py::array::c_style | py::array::forcecast>& waveform,
+                        int64_t from_rate, int64_t to_rate) {
   AVSER_CHECK(waveform.ndim() == 1, input, "at_rate: waveform: expected a 1-D array, got ", waveform.ndim(),
               " dimensions");
   Sound sound;
   {
     const py::gil_scoped_release release;
-    sound = at_rate(waveform.data(), waveform.shape(0), waveform.strides(0) / 4, from_rate, to_rate);
+    sound = at_rate(waveform.data(), waveform.shape(0), 1, from_rate, to_rate);
   }
   return array_of(sound);
 }

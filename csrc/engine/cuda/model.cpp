@@ -161,7 +161,7 @@ std::unique_ptr<GpuModel::Workspace> GpuModel::take(int64_t clips) const {
   run.logits = device.logits;
   run.probabilities = device.probabilities;
   const Stream stream = own->stream.get();
-  begin_capture(stream);
+  Capture capture(stream);
   copy_to_device(device.batch, own->host.batch, sizeof(Batch), stream);
   copy_to_device(device.clips, own->host.clips, slots * clip_floats_ * 4, stream);
   copy_to_device(device.valid, own->host.valid, slots, stream);
@@ -169,7 +169,7 @@ std::unique_ptr<GpuModel::Workspace> GpuModel::take(int64_t clips) const {
   copy_from_device(own->host.features, device.features, slots * features_ * 4, stream);
   copy_from_device(own->host.logits, device.logits, slots * classes_ * 4, stream);
   copy_from_device(own->host.probabilities, device.probabilities, slots * classes_ * 4, stream);
-  own->graph = end_capture(stream);
+  own->graph = capture.finish();
   return own;
 }
 

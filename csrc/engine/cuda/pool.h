@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -39,8 +40,8 @@ class IdlePool {
 };
 
 // Memory of calls that are queued on a caller's stream and not waited for.  What a stream queues runs in order, so that
-// its calls of one size share one.  A graph that somebody records may run at any time: each call of it gets one of its
-// own, for as long as the pool lives.
+// its calls of one size share one; those of the last few sizes are kept.  A graph that somebody records may run at any
+// time: each call of it gets one of its own, for as long as the pool lives.
 template <typename Memory>
 class StreamPool {
  public:
@@ -53,17 +54,28 @@ class StreamPool {
       recorded_.push_back(make());
       return use(*recorded_.back());
     }
-    std::unique_ptr<Memory>& found = queued_[{stream, slots}];
-    if (found == nullptr || !fits(*found)) {
-      if (found != nullptr) synchronize(stream);
-      found = make();
+    // The stream's own, last used first.
+    std::list<Queued>& own = queued_[stream];
+    const auto found = std::find_if(own.begin(), own.end(), [&](const Queued& one) { return one.slots == slots; });
+    if (found != own.end()) own.splice(own.begin(), own, found);
+    if (found == own.end() || !fits(*found->memory)) {
+      if (found != own.end() || own.size() == kMostQueued) {
+        synchronize(stream);
+        own.erase(found != own.end() ? found : std::prev(own.end()));
+      }
+      own.push_front({slots, make()});
     }
-    use(*found);
+    use(*own.front().memory);
   }
 
  private:
+  static constexpr size_t kMostQueued = 8;
+  struct Queued {
+    int64_t slots;
+    std::unique_ptr<Memory> memory;
+  };
   std::mutex mutex_;
-  std::map<std::pair<Stream, int64_t>, std::unique_ptr<Memory>> queued_;
+  std::map<Stream, std::list<Queued>> queued_;
   std::vector<std::unique_ptr<Memory>> recorded_;
 };
 

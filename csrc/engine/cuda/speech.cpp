@@ -12,6 +12,7 @@ namespace {
 // What goes to the GPU in one piece, if recordings end there; with kMostClips.
 constexpr int64_t kMostSamples = int64_t{1} << 26;
 constexpr int kClipThreads = 256;
+constexpr int64_t kMostWindow = 1000;  // as in avser_fast/config.py
 // Blocks of a multiprocessor at once.
 constexpr int kLogMelBlocks = 16, kClipBlocks = 8;
 
@@ -25,6 +26,7 @@ int checked_device(int device, const GpuSpeech::Networks& networks) {
   const int count = device_count();
   AVSER_CHECK(device >= 0 && device < count, backend, "CUDA: expected a GPU from 0 to ", count - 1, ", got ", device);
   for (const auto& network : networks) {
+    AVSER_CHECK(network != nullptr, config, "GpuSpeech: networks: expected GpuEngine or GpuResNet18, got None");
     AVSER_CHECK(network->device_index() == device, config, "GpuSpeech: networks: expected all on GPU ", device,
                 ", got one on GPU ", network->device_index());
   }
@@ -85,8 +87,8 @@ GpuSpeech::GpuSpeech(const FrontEnd& front_end, const ClipRule& rule, Networks n
   const Normalization& normalization = front_end.normalization;
   AVSER_CHECK(front_end.channels >= 1 && front_end.channels <= kMostFeatureChannels, config,
               "GpuSpeech: channels: expected 1, 2 or 3, got ", front_end.channels);
-  AVSER_CHECK(front_end.delta_window >= 1, config, "GpuSpeech: delta_window: expected at least 1, got ",
-              front_end.delta_window);
+  AVSER_CHECK(front_end.delta_window >= 1 && front_end.delta_window <= kMostWindow, config,
+              "GpuSpeech: delta_window: expected 1..", kMostWindow, ", got ", front_end.delta_window);
   for (const auto& network : networks_) {
     const std::vector<int64_t>& shape = network->clip_shape();
     AVSER_CHECK(shape[0] <= front_end.channels && shape[1] == rule.clip_frames && shape[2] == options.mel_bands, config,
@@ -214,7 +216,7 @@ std::unique_ptr<GpuSpeech::Workspace> GpuSpeech::take(int64_t samples, int64_t f
 
   const Stream stream = own->stream.get();
   // Without the samples: how many they are differs from call to call.
-  begin_capture(stream);
+  Capture capture(stream);
   queue(*own->features, own->recordings(), own->features->frames, slots, &own->device.head->batch, {},
         own->device.outputs, stream);
   for (size_t i = 0; i < networks_.size(); ++i) {
@@ -222,7 +224,7 @@ std::unique_ptr<GpuSpeech::Workspace> GpuSpeech::take(int64_t samples, int64_t f
     copy_from_device(to.features, from.features, slots * networks_[i]->features() * 4, stream);
     copy_from_device(to.logits, from.logits, slots * networks_[i]->classes() * 4, stream);
   }
-  own->graph = end_capture(stream);
+  own->graph = capture.finish();
   return own;
 }
 

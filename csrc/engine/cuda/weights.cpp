@@ -92,9 +92,8 @@ const char* GpuUploader::upload(const void* from, int64_t bytes) {
   }
   char* const at = memory_.back().get() + used_;
   used_ += whole;
-  // The null stream: the copy is done when this returns.
-  copy_to_device(at, from, bytes, nullptr);
-  synchronize(nullptr);
+  copy_to_device(at, from, bytes, stream_.get());
+  synchronize(stream_.get());
   return at;
 }
 

@@ -39,6 +39,7 @@ class GpuUploader {
 
  private:
   std::vector<DeviceMemory>& memory_;
+  const OwnedStream stream_ = make_stream();
   int64_t used_ = 0, size_ = 0;
 };
 

@@ -14,7 +14,8 @@ struct LogMelStage {
   const double *twiddles, *unpack, *weights;  // LogMelTables
   const int32_t *position, *band_bin, *band_size;
   const int32_t* band_weight;  // a band's first one
-  int frame_length, frame_step, half, mel_bands;
+  int64_t frame_step;
+  int frame_length, half, mel_bands;
   double preemphasis;
 };
 
@@ -27,7 +28,7 @@ AVSER_HOST_DEVICE int log_mel_shared(const LogMelStage& stage) { return stage.ha
 // Pre-emphasised sample t of the frame; 0 behind the frame and behind the recording.
 AVSER_DEVICE double emphasised(const LogMelStage& stage, const Recordings& recordings, const Recording& own, int frame,
                                int t) {
-  const int64_t at = static_cast<int64_t>(frame) * stage.frame_step + t;
+  const int64_t at = frame * stage.frame_step + t;
   if (t >= stage.frame_length || at >= own.samples) return 0.0;
   const double now = sample_at(recordings, own.first_sample + at * recordings.sample_stride);
   if (at == 0) return now;

@@ -36,8 +36,9 @@ GpuLogMel::GpuLogMel(const LogMelOptions& options) : options_(options) {
   append(band_weight);
 
   memory_ = allocate_device(static_cast<int64_t>(bytes.size()));
-  copy_to_device(memory_.get(), bytes.data(), static_cast<int64_t>(bytes.size()), nullptr);
-  synchronize(nullptr);
+  const OwnedStream stream = make_stream();
+  copy_to_device(memory_.get(), bytes.data(), static_cast<int64_t>(bytes.size()), stream.get());
+  synchronize(stream.get());
   const auto doubles = [&](int i) { return reinterpret_cast<const double*>(memory_.get() + offsets[i]); };
   const auto ints = [&](int i) { return reinterpret_cast<const int32_t*>(memory_.get() + offsets[i]); };
   stage_ = {doubles(0),
@@ -47,8 +48,8 @@ GpuLogMel::GpuLogMel(const LogMelOptions& options) : options_(options) {
             ints(4),
             ints(5),
             ints(6),
+            options.frame_step,
             static_cast<int>(options.frame_length),
-            static_cast<int>(options.frame_step),
             static_cast<int>(options.n_fft / 2),
             static_cast<int>(options.mel_bands),
             options.preemphasis};

@@ -1,4 +1,5 @@
-// Normalisation of features on a GPU, where they are read: the rules of normalize.h.
+// Normalisation of features on a GPU, where they are read: the rules of normalize.h, whose
+// sums over an utterance are made by lanes here.
 #pragma once
 
 #include "gpu/device.h"
