@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 import avser_fast
-from avser_fast import _engine
 from avser_fast.errors import BackendError
 from avser_fast.inference import backends, cuda_backend, features
 from avser_fast.inference.convert import agreement, find_audio
@@ -30,14 +29,7 @@ def emulate() -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     import emulated
 
-    class Module:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(emulated.build() if name.startswith(("Gpu", "gpu")) else _engine, name)
-
-        def build_info(self) -> dict[str, Any]:
-            return {**_engine.build_info(), "cuda": True, "cuda_reason": ""}
-
-    features.engine_module = Module  # type: ignore[assignment]
+    features.engine_module = emulated.OnEmulatedGpu  # type: ignore[assignment]
     cuda_backend.why_no_gpu = lambda device: None
 
 

@@ -36,6 +36,16 @@ class OnGpu:
             pytest.skip("a GPU is what it is")
 
 
+class OnEmulatedGpu:
+    """The engine's module as it is where a GPU is, with the classes of ``module``."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(module() if name.lower().startswith("gpu") else _engine, name)
+
+    def build_info(self) -> dict[str, Any]:
+        return {**_engine.build_info(), "cuda": True, "cuda_reason": ""}
+
+
 def on_gpu() -> bool:
     return os.environ.get("AVSER_FAST_TEST_GPU") == "1"
 

@@ -18,21 +18,11 @@ from avser_fast.errors import BackendError, InputError
 from avser_fast.inference import cuda_backend, features
 
 
-class OnEmulatedGpu:
-    """The engine's module as it is where a GPU is, with the emulated one's classes."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(emulated.module() if name.lower().startswith("gpu") else _engine, name)
-
-    def build_info(self) -> dict[str, Any]:
-        return {**_engine.build_info(), "cuda": True, "cuda_reason": ""}
-
-
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     emulated.module().set_device()
     emulated.module().set_order("forward")
-    monkeypatch.setattr(features, "engine_module", OnEmulatedGpu)
+    monkeypatch.setattr(features, "engine_module", emulated.OnEmulatedGpu)
     monkeypatch.setattr(cuda_backend, "why_no_gpu", lambda device: None)
     return emulated.module()
 
@@ -123,7 +113,7 @@ def test_an_old_gpu_and_one_that_is_not_there_are_named(gpu: Any, tmp_path: Path
 
 
 def test_a_build_without_the_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Plain(OnEmulatedGpu):
+    class Plain(emulated.OnEmulatedGpu):
         def build_info(self) -> dict[str, Any]:
             return {**_engine.build_info(), "cuda": False, "cuda_reason": "no nvcc"}
 

@@ -120,7 +120,13 @@ def _triton_why_not(device: str) -> str | None:
 #: In the order of preference: "auto" is the first of its device that nothing keeps from running.  The reference, which
 #: runs on both, has to be asked for.
 WAYS = (
-    Way("cpu", "engine", _engine_why_not, PRECISIONS, "every instruction set against the float64 reference, on CPUs"),
+    Way(
+        "cpu",
+        "engine",
+        _engine_why_not,
+        PRECISIONS,
+        "every instruction set against the float64 reference, on CPUs; the tiles of amx in emulation alone",
+    ),
     Way(
         "cuda",
         "cuda",

@@ -239,7 +239,7 @@ class Recognizer:
             return there.forward_sample_tensors(array)
         front, rule = self.spec.front_end, self.spec.clip_rule
         rows = [self._backend.prepare(row, front, rule)[0] for row in array.astype(np.float32)]
-        found = [(logits, features) for logits, features in self._backend.score(rows, True)]
+        found = list(self._backend.score(rows, True))
         votes = [softmax(self._backend.vote(logits, features)).astype(np.float32) for logits, features in found]
         return np.stack(votes), np.stack([features for _, features in found]), np.stack([x for x, _ in found])
 

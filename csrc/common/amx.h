@@ -6,6 +6,9 @@
 
 #include <cstdint>
 #include <cstring>
+#if defined(AVSER_AMX_EMULATED)
+#include "gpu/small_floats.h"
+#endif
 
 namespace avser::amx {
 
@@ -41,10 +44,7 @@ void store(void* to, int64_t stride) {
 inline float widened(const unsigned char* at) {
   uint16_t half;
   std::memcpy(&half, at, sizeof half);
-  const uint32_t bits = static_cast<uint32_t>(half) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
+  return gpu::bf16_to_float(half);
 }
 template <int kSum, int kLeft, int kRight>
 void dot_bf16() {

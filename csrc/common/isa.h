@@ -39,8 +39,8 @@ std::vector<Isa> supported_isas();
 std::vector<Isa> compiled_isas();
 
 // What runs: the best supported one but amx, which has not been run on a machine that has it; or the one named by
-// AVSER_FAST_CPU_ISA.  The choice is made at the first call and
-// kept; an unknown or unsupported name throws a backend error at every call.
+// AVSER_FAST_CPU_ISA.  The choice is made at the first call and kept; an unknown or unsupported name throws a backend
+// error at every call.
 Isa current_isa();
 
 }  // namespace avser

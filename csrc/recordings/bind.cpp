@@ -102,7 +102,7 @@ py::list front_end_arrays(const std::vector<py::array>& arrays, int64_t channels
                           const LogMelOptions& options) {
   check_log_mel(options);
   AVSER_CHECK(channels >= 1 && channels <= 3, config, "front_end: channels: expected 1, 2 or 3, got ", channels);
-  const FeatureOptions front_end{options, channels, delta_window};
+  const FrontEnd front_end{options, channels, delta_window, {}};
   std::vector<Waveform> waveforms;
   for (const py::array& array : arrays) waveforms.push_back(view(array));
   std::vector<Block<float>> made;

@@ -69,12 +69,12 @@ Sound at_rate(const float* samples, int64_t count, int64_t stride, int64_t from_
   return out;
 }
 
-Block<float> features(const Waveform& waveform, const FeatureOptions& options) {
-  const int64_t frames = log_mel_frames(waveform.samples, options.log_mel), bands = options.log_mel.mel_bands;
-  Block<float> out(options.channels * frames * bands);
+Block<float> features(const Waveform& waveform, const FrontEnd& front_end) {
+  const int64_t frames = log_mel_frames(waveform.samples, front_end.log_mel), bands = front_end.log_mel.mel_bands;
+  Block<float> out(front_end.channels * frames * bands);
   SerialExecutor executor;
-  log_mel(waveform, options.log_mel, out.data.get(), executor);
-  add_deltas(out.data.get(), frames, bands, options.channels, options.delta_window, out.data.get(), executor);
+  log_mel(waveform, front_end.log_mel, out.data.get(), executor);
+  add_deltas(out.data.get(), frames, bands, front_end.channels, front_end.delta_window, out.data.get(), executor);
   return out;
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "model/spec.h"
 #include "ops/log_mel/log_mel.h"
 
 namespace avser {
@@ -46,13 +47,7 @@ struct Sndfile {
 // A whole wav or FLAC file, averaged to mono, at `to_rate`.
 Sound decode(const Sndfile& library, const uint8_t* bytes, int64_t size, int64_t to_rate);
 
-struct FeatureOptions {
-  LogMelOptions log_mel;
-  int64_t channels;
-  int64_t delta_window;
-};
-
-// Features (channels, frames, bands).
-Block<float> features(const Waveform& waveform, const FeatureOptions& options);
+// Features (channels, frames, bands), not normalised.
+Block<float> features(const Waveform& waveform, const FrontEnd& front_end);
 
 }  // namespace avser

@@ -7,27 +7,18 @@
 #include <random>
 #include <vector>
 
+#include "gpu/small_floats.h"
 #include "ops/gemm/gemm_amx.h"
 
 namespace {
 
 using avser::Precision;
+using avser::gpu::bf16_to_float;
+using avser::gpu::float_to_bf16;
 constexpr int64_t kLanes = 16;
 
 std::mt19937 draw(7);
 int64_t number(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(draw); }
-
-uint16_t to_bf16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-float from_bf16(uint16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
 
 struct Case {
   bool bytes;  // int8, else bf16
@@ -71,9 +62,9 @@ int run(const Case& c) {
         std::memcpy(to, &v, 1);
         left[r].push_back(v);
       } else {
-        const uint16_t v = to_bf16(normal(draw));
+        const uint16_t v = float_to_bf16(normal(draw));
         std::memcpy(to, &v, 2);
-        left[r].push_back(from_bf16(v));
+        left[r].push_back(bf16_to_float(v));
       }
     }
   }
@@ -89,9 +80,9 @@ int run(const Case& c) {
         std::memcpy(to, &v, 1);
         value = v;
       } else {
-        const uint16_t v = n < c.n ? to_bf16(normal(draw)) : 0;
+        const uint16_t v = n < c.n ? float_to_bf16(normal(draw)) : 0;
         std::memcpy(to, &v, 2);
-        value = from_bf16(v);
+        value = bf16_to_float(v);
       }
       if (n < c.n) right[n].push_back(value);
     }
@@ -138,7 +129,7 @@ int run(const Case& c) {
       } else {
         uint16_t v;
         std::memcpy(&v, from, 2);
-        found = from_bf16(v);
+        found = bf16_to_float(v);
         allowed += std::fabs(expected) / 256;
       }
       if (!(std::fabs(found - expected) <= allowed)) return fail(c, "sum", r, n, found, expected);

@@ -3,9 +3,7 @@
 namespace avser::gpu {
 namespace {
 
-constexpr int kThreads = 256;
-
-AVSER_KERNEL void AVSER_LAUNCH_BOUNDS(kThreads, 1)
+AVSER_KERNEL void AVSER_LAUNCH_BOUNDS(kFrontEndThreads, 1)
     statistics_kernel(AVSER_GRID_CONSTANT const FrameClipsStage stage, AVSER_GRID_CONSTANT const Recordings recordings,
                       const float* features, BandStatistics* statistics) {
   const int planes = recordings.all().recordings * stage.channels;
@@ -15,11 +13,12 @@ AVSER_KERNEL void AVSER_LAUNCH_BOUNDS(kThreads, 1)
   }
 }
 
-AVSER_KERNEL void AVSER_LAUNCH_BOUNDS(kThreads, 1)
+AVSER_KERNEL void AVSER_LAUNCH_BOUNDS(kFrontEndThreads, 1)
     clips_kernel(AVSER_GRID_CONSTANT const FrameClipsStage stage, AVSER_GRID_CONSTANT const Recordings recordings,
                  const float* features, const BandStatistics* statistics, int channels, float* clips) {
   const int64_t elements = int64_t{recordings.all().clips} * channels * stage.clip_frames * stage.bands;
-  for (int64_t at = int64_t{block()} * kThreads + thread(); at < elements; at += int64_t{blocks()} * kThreads) {
+  for (int64_t at = int64_t{block()} * kFrontEndThreads + thread(); at < elements;
+       at += int64_t{blocks()} * kFrontEndThreads) {
     clips[at] = clip_element(stage, recordings, features, statistics, channels, at);
   }
 }
@@ -28,12 +27,13 @@ AVSER_KERNEL void AVSER_LAUNCH_BOUNDS(kThreads, 1)
 
 void launch_statistics(const FrameClipsStage& stage, const Recordings& recordings, const float* features,
                        BandStatistics* statistics, int blocks, Stream stream) {
-  launch(&statistics_kernel, kThreads, {blocks, 1, 0}, stream, stage, recordings, features, statistics);
+  launch(&statistics_kernel, kFrontEndThreads, {blocks, 1, 0}, stream, stage, recordings, features, statistics);
 }
 
 void launch_clips(const FrameClipsStage& stage, const Recordings& recordings, const float* features,
                   const BandStatistics* statistics, int channels, float* clips, int blocks, Stream stream) {
-  launch(&clips_kernel, kThreads, {blocks, 1, 0}, stream, stage, recordings, features, statistics, channels, clips);
+  launch(&clips_kernel, kFrontEndThreads, {blocks, 1, 0}, stream, stage, recordings, features, statistics, channels,
+         clips);
 }
 
 }  // namespace avser::gpu

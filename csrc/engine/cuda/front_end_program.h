@@ -6,6 +6,8 @@
 
 namespace avser::gpu {
 
+constexpr int kFrontEndThreads = 256;  // of a block
+
 // features: (frames of all recordings, bands) -> statistics: (recordings, stage.channels, bands).
 void launch_statistics(const FrameClipsStage& stage, const Recordings& recordings, const float* features,
                        BandStatistics* statistics, int blocks, Stream stream);

@@ -11,7 +11,6 @@ namespace {
 
 // What goes to the GPU in one piece, if recordings end there; with kMostClips.
 constexpr int64_t kMostSamples = int64_t{1} << 26;
-constexpr int kClipThreads = 256;
 constexpr int64_t kMostWindow = 1000;  // as in avser_fast/config.py
 // Blocks of a multiprocessor at once.
 constexpr int kLogMelBlocks = 16, kClipBlocks = 8;
@@ -166,7 +165,7 @@ void GpuSpeech::queue_clips(const Features& own, const Recordings& recordings, i
                             float* to, Stream stream) const {
   const int64_t elements = clips * channels * stage_.clip_frames * stage_.bands;
   launch_clips(stage_, recordings, own.log_mel, own.statistics, static_cast<int>(channels), to,
-               blocks((elements + kClipThreads - 1) / kClipThreads, kClipBlocks), stream);
+               blocks((elements + kFrontEndThreads - 1) / kFrontEndThreads, kClipBlocks), stream);
 }
 
 void GpuSpeech::queue(const Features& own, const Recordings& recordings, int64_t frames, int64_t clips,
