@@ -91,7 +91,12 @@ MEMBERS = [
     # Tokens wide enough for products by halves, an even and an odd number of them; rows enough for workers of their own.
     *(
         MDSCM(
-            mel_bands=128, clip_frames=frames, stem=(4,), blocks=(32,), attention_reduction=2, encoder_layers=1,
+            mel_bands=128,
+            clip_frames=frames,
+            stem=(4,),
+            blocks=(32,),
+            attention_reduction=2,
+            encoder_layers=1,
             encoder_ff=256,
         )
         for frames in (48, 52)
