@@ -74,6 +74,7 @@ AVSER_INLINE vfloat fma(vfloat a, vfloat b, vfloat c) {
 
 // The larger (smaller) one; b where they do not compare (one is NaN), as the machine's instruction does.
 AVSER_INLINE vdouble max(vdouble a, vdouble b) { return a > b ? a : b; }
+AVSER_INLINE vdouble min(vdouble a, vdouble b) { return a < b ? a : b; }
 #if defined(__AVX512F__)
 AVSER_INLINE vfloat max(vfloat a, vfloat b) { return (vfloat)_mm512_max_ps((__m512)a, (__m512)b); }
 AVSER_INLINE vfloat min(vfloat a, vfloat b) { return (vfloat)_mm512_min_ps((__m512)a, (__m512)b); }

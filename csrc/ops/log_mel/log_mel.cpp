@@ -22,11 +22,11 @@ struct Scratch {
 
 template <typename T, typename Run>
 void run_all(const Waveform& waveform, const LogMelOptions& options, T* out, Executor& executor,
-             const LogMelKernels& kernels, Run run) {
+             int64_t (*scratch_bytes)(const LogMelTables&), Run run) {
   const auto tables = log_mel_tables(options);
   const int64_t frames = log_mel_frames(waveform.samples, options);
   executor.parallel_for(frames, kFramesPerPiece, [&](int64_t begin, int64_t end, int) {
-    const Scratch scratch(kernels.scratch_bytes(*tables));
+    const Scratch scratch(scratch_bytes(*tables));
     run(waveform, *tables, begin, end, out, scratch.data);
   });
 }
@@ -35,12 +35,24 @@ void run_all(const Waveform& waveform, const LogMelOptions& options, T* out, Exe
 
 void log_mel(const Waveform& waveform, const LogMelOptions& options, float* out, Executor& executor) {
   const LogMelKernels& kernels = AVSER_PICK(log_mel_kernels);
-  run_all(waveform, options, out, executor, kernels, kernels.run_float);
+  run_all(waveform, options, out, executor, kernels.scratch_bytes, kernels.run_float);
 }
 
 void log_mel(const Waveform& waveform, const LogMelOptions& options, double* out, Executor& executor) {
   const LogMelKernels& kernels = AVSER_PICK(log_mel_kernels);
-  run_all(waveform, options, out, executor, kernels, kernels.run_double);
+  run_all(waveform, options, out, executor, kernels.scratch_bytes, kernels.run_double);
+}
+
+void voice(const Waveform& waveform, const LogMelOptions& options, float* out, Executor& executor) {
+  const LogMelKernels& kernels = AVSER_PICK(log_mel_kernels);
+  check_voice(options);
+  run_all(waveform, options, out, executor, kernels.voice_scratch_bytes, kernels.voice_float);
+}
+
+void voice(const Waveform& waveform, const LogMelOptions& options, double* out, Executor& executor) {
+  const LogMelKernels& kernels = AVSER_PICK(log_mel_kernels);
+  check_voice(options);
+  run_all(waveform, options, out, executor, kernels.voice_scratch_bytes, kernels.voice_double);
 }
 
 }  // namespace avser

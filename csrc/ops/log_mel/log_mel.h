@@ -61,6 +61,11 @@ struct LogMelTables {
   std::vector<int32_t> band_bin;   // [mel_bands] first bin of a band with a weight
   std::vector<int32_t> band_size;  // [mel_bands]
   std::vector<double> weights;     // of all bands, one after the other
+  // Of the voice: for every bin up to `half`, what undoes the pre-emphasis and leaves out what is below kVoiceLeastHz;
+  // for every lag from lag_begin on, what undoes the frame's own length, and what a high voice is preferred by.
+  std::vector<double> whiten;
+  int64_t lag_begin = 0, lag_end = 0;
+  std::vector<double> lag_scale, lag_bonus;
 };
 
 // Shared by all callers with the same options; thread-safe.  Few are kept, so that a vtlp drawn anew for every waveform
@@ -71,12 +76,30 @@ std::shared_ptr<const LogMelTables> log_mel_tables(const LogMelOptions& options)
 void log_mel(const Waveform& waveform, const LogMelOptions& options, float* out, Executor& executor);
 void log_mel(const Waveform& waveform, const LogMelOptions& options, double* out, Executor& executor);
 
+// What a frame says of the voice, in this order: pitch, log2 of hertz; harmonics-to-noise ratio, dB; the level of the
+// first harmonic less that of the second, natural log; and how periodic the frame is, 0..0.999.  The pitch is the
+// highest peak of the autocorrelation between kVoiceLeastPitch and kVoiceMostPitch hertz.
+constexpr int64_t kVoiceValues = 4;
+constexpr double kVoiceLeastPitch = 60.0, kVoiceMostPitch = 500.0;
+constexpr double kVoiceLeastHz = 40.0;  // hum counts below it
+
+// Throws a config error unless a frame's transform holds the autocorrelation up to the lowest pitch.
+void check_voice(const LogMelOptions& options);
+
+// out is (frames, mel_bands) like the features: the values, then zeros.
+void voice(const Waveform& waveform, const LogMelOptions& options, float* out, Executor& executor);
+void voice(const Waveform& waveform, const LogMelOptions& options, double* out, Executor& executor);
+
 struct LogMelKernels {
   int lanes;  // frames that go through one transform together
   int64_t (*scratch_bytes)(const LogMelTables& tables);
   // Frames [begin, end) into rows [begin, end) of out; scratch is 64-byte aligned.
   void (*run_float)(const Waveform&, const LogMelTables&, int64_t begin, int64_t end, float* out, double* scratch);
   void (*run_double)(const Waveform&, const LogMelTables&, int64_t begin, int64_t end, double* out, double* scratch);
+  // The same for the voice.
+  int64_t (*voice_scratch_bytes)(const LogMelTables& tables);
+  void (*voice_float)(const Waveform&, const LogMelTables&, int64_t begin, int64_t end, float* out, double* scratch);
+  void (*voice_double)(const Waveform&, const LogMelTables&, int64_t begin, int64_t end, double* out, double* scratch);
   // Natural log of n doubles (n a multiple of lanes), for tests.
   void (*log)(const double* x, double* y, int64_t n);
 };

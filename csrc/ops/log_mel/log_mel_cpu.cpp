@@ -62,7 +62,7 @@ struct Rows {
 // never in use at the same time.
 struct Memory {
   double* z;         // 2 half vectors; before the transform: the samples, column after column
-  double* rows;      // Rows::doubles(); after the first pass: the spectrum, half vectors
+  double* rows;      // Rows::doubles(); after the first pass: the spectrum, half + 1 vectors
   double* features;  // mel_bands vectors
   int32_t* place;    // [n_fft] where in `rows` the vector of sample t begins
 
@@ -71,7 +71,7 @@ struct Memory {
     return align(std::max(2 * kLanes * t.half, shape.rows * shape.columns));
   }
   static int64_t rows_size(const LogMelTables& t, const Rows& shape) {
-    return align(std::max(shape.doubles(), kLanes * t.half));
+    return align(std::max(shape.doubles(), kLanes * (t.half + 1)));
   }
   static int64_t bytes(const LogMelTables& t, const Rows& shape) {
     return 8 * (z_size(t, shape) + rows_size(t, shape) + kLanes * t.options.mel_bands + t.half);
@@ -183,13 +183,11 @@ void passes(double* z, int64_t length, const double* w) {
   for (int64_t k = 0; k < 4; ++k) passes(z + 2 * kLanes * k * quarter, quarter, w);
 }
 
-// From the sample rows to the spectrum in digit-reversed order.
-void transform(const Memory& m, const LogMelTables& t) {
+// From the rows that `place` finds for each point, to the spectrum in digit-reversed order.
+void transform(const Memory& m, const int32_t* place, const LogMelTables& t) {
   const int64_t quarter = t.half / 4;
   const double* w = t.twiddles.data();
-  const auto pair = [&](int64_t i) {
-    return Complex{load(m.rows + m.place[2 * i]), load(m.rows + m.place[2 * i + 1])};
-  };
+  const auto pair = [&](int64_t i) { return Complex{load(m.rows + place[2 * i]), load(m.rows + place[2 * i + 1])}; };
   radix4<false>(m.z, 0, quarter, pair(0), pair(quarter), pair(2 * quarter), pair(3 * quarter), w);
   for (int64_t j = 1; j < quarter; ++j, w += 6) {
     radix4<true>(m.z, j, quarter, pair(j), pair(j + quarter), pair(j + 2 * quarter), pair(j + 3 * quarter), w);
@@ -197,15 +195,16 @@ void transform(const Memory& m, const LogMelTables& t) {
   for (int64_t k = 0; k < 4; ++k) passes(m.z + 2 * kLanes * k * quarter, quarter, w);
 }
 
-// |X[k]|^2 / n_fft for k in [0, half).  With E, O the transforms of the even and odd samples, X[k] = E + w^k O and
-// X[half - k] = conj(E - w^k O).  Bin `half` is in no band.
+// |X[k]|^2 / n_fft for k in [0, half].  With E, O the transforms of the even and odd samples, X[k] = E + w^k O and
+// X[half - k] = conj(E - w^k O).
 void power(const double* z, const LogMelTables& t, double* spectrum) {
   const int64_t half = t.half;
   const double scale = 1.0 / static_cast<double>(t.options.n_fft);  // exact, a power of two
   {
     const Complex first = get(z, 0);
-    const vdouble x = first.re + first.im;
+    const vdouble x = first.re + first.im, y = first.re - first.im;
     store(spectrum, x * x * broadcast(scale));
+    store(spectrum + half * kLanes, y * y * broadcast(scale));
   }
   const vdouble quarter = broadcast(0.25 * scale);  // E and O below are doubled
   for (int64_t k = 1; k <= half / 2; ++k) {
@@ -250,28 +249,125 @@ void write(const double* features, int64_t bands, int64_t count, T* out) {
 
 int64_t scratch_bytes(const LogMelTables& t) { return Memory::bytes(t, Rows(t.options)); }
 
+// Power spectra of kLanes frames from `frame` on, in m.rows.
+void spectra(const Waveform& waveform, const LogMelTables& t, const Rows& shape, int64_t frame, const Memory& m) {
+  const auto fill = [&](const auto* x) {
+    fill_rows(x, waveform.stride, waveform.samples, t.options, shape, frame, m.z, m.rows);
+  };
+  switch (waveform.type) {
+    case SampleType::int16:
+      fill(static_cast<const int16_t*>(waveform.data));
+      break;
+    case SampleType::float32:
+      fill(static_cast<const float*>(waveform.data));
+      break;
+    case SampleType::float64:
+      fill(static_cast<const double*>(waveform.data));
+      break;
+  }
+  transform(m, m.place, t);
+  power(m.z, t, m.rows);
+}
+
 template <typename T>
 void run(const Waveform& waveform, const LogMelTables& t, int64_t begin, int64_t end, T* out, double* scratch) {
   const Rows shape(t.options);
   const Memory m(scratch, t, shape);
   for (int64_t frame = begin; frame < end; frame += kLanes) {
-    const auto fill = [&](const auto* x) {
-      fill_rows(x, waveform.stride, waveform.samples, t.options, shape, frame, m.z, m.rows);
-    };
-    switch (waveform.type) {
-      case SampleType::int16:
-        fill(static_cast<const int16_t*>(waveform.data));
-        break;
-      case SampleType::float32:
-        fill(static_cast<const float*>(waveform.data));
-        break;
-      case SampleType::float64:
-        fill(static_cast<const double*>(waveform.data));
-        break;
-    }
-    transform(m, t);
-    power(m.z, t, m.rows);
+    spectra(waveform, t, shape, frame, m);
     bands(m.rows, t, m.features);
+    write(m.features, t.options.mel_bands, std::min<int64_t>(kLanes, end - frame), out + frame * t.options.mel_bands);
+  }
+}
+
+// Behind the memory of the features: the autocorrelation, and where in the spectrum each of its points is found.
+struct VoiceMemory : Memory {
+  double* lags;
+  int32_t* mirror;
+
+  VoiceMemory(double* scratch, const LogMelTables& t, const Rows& shape)
+      : Memory(scratch, t, shape),
+        lags(scratch + Memory::bytes(t, shape) / 8),
+        mirror(reinterpret_cast<int32_t*>(lags + (t.lag_end - t.lag_begin) * kLanes)) {
+    const int64_t n = t.options.n_fft;
+    for (int64_t i = 0; i < n; ++i) mirror[i] = static_cast<int32_t>(std::min(i, n - i) * kLanes);
+  }
+  static int64_t bytes(const LogMelTables& t, const Rows& shape) {
+    return Memory::bytes(t, shape) + 8 * ((t.lag_end - t.lag_begin) * kLanes + t.half);
+  }
+};
+
+int64_t voice_scratch_bytes(const LogMelTables& t) { return VoiceMemory::bytes(t, Rows(t.options)); }
+
+// The transform of a real and even sequence, at the lags, of its value at 0.
+void autocorrelation(const double* z, const LogMelTables& t, double* lags) {
+  const int64_t half = t.half;
+  const Complex first = get(z, 0);
+  const vdouble energy = first.re + first.im, floor = broadcast(1e-30);
+  const vdouble unit = broadcast(0.5) / (energy > floor ? energy : floor);
+  for (int64_t lag = t.lag_begin; lag < t.lag_end; ++lag) {
+    const int64_t k = std::min(lag, half - lag);
+    const Complex a = get(z, t.position[k]), b = get(z, t.position[half - k]);
+    const vdouble e = a.re + b.re;
+    const vdouble q = rotate({a.im + b.im, b.re - a.re}, t.unpack.data() + 2 * k).re;
+    const int64_t at = lag - t.lag_begin;
+    store(lags + at * kLanes, (lag == k ? e + q : e - q) * unit * broadcast(t.lag_scale[at]));
+  }
+}
+
+// Values of kLanes frames, each a vector, from whitened spectra and their autocorrelation.
+void describe(const double* spectrum, const double* lags, const LogMelTables& t, double* values) {
+  const int64_t count = t.lag_end - t.lag_begin;
+  const vdouble zero{}, one = broadcast(1.0);
+  vdouble best = broadcast(-1.0), lag = broadcast(static_cast<double>(t.lag_begin + 1));
+  vdouble left = zero, top = zero, right = zero;
+  for (int64_t i = 1; i + 1 < count; ++i) {
+    const vdouble a = load(lags + (i - 1) * kLanes), b = load(lags + i * kLanes), c = load(lags + (i + 1) * kLanes);
+    const vdouble score = b + broadcast(t.lag_bonus[i]);
+    const auto better = (b >= a) & (b >= c) & (score > best);
+    best = better ? score : best;
+    lag = better ? broadcast(static_cast<double>(t.lag_begin + i)) : lag;
+    left = better ? a : left;
+    top = better ? b : top;
+    right = better ? c : right;
+  }
+  // The peak of the parabola through three points, at most half a sample away.
+  const vdouble half = broadcast(0.5), bend = left - (top + top) + right;
+  const vdouble shift = max(min(half * (left - right) / (bend - broadcast(1e-12)), half), -half);
+  const vdouble height = top - broadcast(0.25) * (left - right) * shift;
+  const vdouble periodic = max(min(height, broadcast(0.999)), zero);
+  const vdouble bounded = max(periodic, broadcast(0.01));
+  const vdouble rate = broadcast(static_cast<double>(t.options.sampling_rate));
+  const vdouble hertz = rate / (lag + shift);
+  const vdouble bin = hertz * broadcast(static_cast<double>(t.options.n_fft)) / rate;
+  const auto level = [&](vdouble bins) {  // of the loudest of three bins
+    vdouble found{};
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const auto near = static_cast<int64_t>(bins[lane] + 0.5);
+      const int64_t at = std::clamp<int64_t>(near, 1, t.half - 1);
+      const double* p = spectrum + at * kLanes + lane;
+      found[lane] = std::max({p[-kLanes], p[0], p[kLanes]});
+    }
+    return log_of(found + broadcast(1e-6));
+  };
+  store(values, log_of(hertz) * broadcast(1.4426950408889634));
+  store(values + kLanes, log_of(bounded / (one - bounded)) * broadcast(4.3429448190325176));
+  store(values + 2 * kLanes, level(bin) - level(bin + bin));
+  store(values + 3 * kLanes, periodic);
+}
+
+template <typename T>
+void run_voice(const Waveform& waveform, const LogMelTables& t, int64_t begin, int64_t end, T* out, double* scratch) {
+  const Rows shape(t.options);
+  const VoiceMemory m(scratch, t, shape);
+  std::fill_n(m.features, t.options.mel_bands * kLanes, 0.0);
+  for (int64_t frame = begin; frame < end; frame += kLanes) {
+    spectra(waveform, t, shape, frame, m);
+    for (int64_t k = 0; k <= t.half; ++k)
+      store(m.rows + k * kLanes, load(m.rows + k * kLanes) * broadcast(t.whiten[k]));
+    transform(m, m.mirror, t);
+    autocorrelation(m.z, t, m.lags);
+    describe(m.rows, m.lags, t, m.features);
     write(m.features, t.options.mel_bands, std::min<int64_t>(kLanes, end - frame), out + frame * t.options.mel_bands);
   }
 }
@@ -279,7 +375,9 @@ void run(const Waveform& waveform, const LogMelTables& t, int64_t begin, int64_t
 }  // namespace
 
 const LogMelKernels& log_mel_kernels() {
-  static const LogMelKernels kernels{kLanes, &scratch_bytes, &run<float>, &run<double>, &log_many};
+  static const LogMelKernels kernels{
+      kLanes,   &scratch_bytes, &run<float>, &run<double>, &voice_scratch_bytes, &run_voice<float>, &run_voice<double>,
+      &log_many};
   return kernels;
 }
 

@@ -93,6 +93,21 @@ std::shared_ptr<const LogMelTables> make_tables(const LogMelOptions& options) {
                                        : static_cast<double>(right - bin) / static_cast<double>(right - centre));
     }
   }
+
+  // Lags of whole samples between the highest and the lowest pitch; a neighbour on either side tells a peak.
+  const auto rate = static_cast<double>(options.sampling_rate);
+  t.lag_begin = static_cast<int64_t>(std::ceil(rate / kVoiceMostPitch)) - 1;
+  t.lag_end = static_cast<int64_t>(std::floor(rate / kVoiceLeastPitch)) + 2;
+  for (int64_t k = 0; k <= t.half; ++k) {
+    const double turn = 2.0 * kPi * static_cast<double>(k) / static_cast<double>(options.n_fft);
+    const double emphasis = 1.0 + options.preemphasis * (options.preemphasis - 2.0 * std::cos(turn));
+    const double hz = static_cast<double>(k) * rate / static_cast<double>(options.n_fft);
+    t.whiten.push_back(hz < kVoiceLeastHz ? 0.0 : 1.0 / emphasis);
+  }
+  for (int64_t lag = t.lag_begin; lag < t.lag_end; ++lag) {
+    t.lag_scale.push_back(1.0 / (1.0 - static_cast<double>(lag) / static_cast<double>(options.frame_length)));
+    t.lag_bonus.push_back(0.02 * std::log2(rate / static_cast<double>(lag) / kVoiceLeastPitch));
+  }
   return tables;
 }
 
@@ -120,6 +135,19 @@ void check_log_mel(const LogMelOptions& o) {
   AVSER_CHECK(o.vtlp == 1 || (o.vtlp_high_hz > 0 && o.vtlp_high_hz < static_cast<double>(o.sampling_rate) / 2), config,
               "log_mel: vtlp_high_hz: expected more than 0 and less than half the sampling rate ", o.sampling_rate,
               ", got ", o.vtlp_high_hz);
+}
+
+void check_voice(const LogMelOptions& o) {
+  check_log_mel(o);
+  const int64_t lags = static_cast<int64_t>(std::floor(static_cast<double>(o.sampling_rate) / kVoiceLeastPitch)) + 1;
+  AVSER_CHECK(o.mel_bands >= kVoiceValues, config, "voice: mel_bands: expected at least ", kVoiceValues, ", got ",
+              o.mel_bands);
+  AVSER_CHECK(std::fabs(o.preemphasis) < 1, config, "voice: preemphasis: expected a factor between -1 and 1, got ",
+              o.preemphasis);
+  AVSER_CHECK(o.frame_length > lags && o.n_fft >= o.frame_length + lags, config,
+              "voice: frame_length, n_fft: expected more than ", lags, " samples (", kVoiceLeastPitch, " Hz at ",
+              o.sampling_rate, ") and at least ", lags, " more points than samples, got ", o.frame_length, ", ",
+              o.n_fft);
 }
 
 int64_t log_mel_frames(int64_t samples, const LogMelOptions& o) {
