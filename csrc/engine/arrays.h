@@ -87,6 +87,7 @@ inline Network read_network(const std::string& spec_json) {
   read(fields, "stem", network.stem, "a list of integers");
   read(fields, "blocks", network.blocks, "a list of integers");
   read(fields, "spatial_attention", network.spatial_attention, "true or false");
+  read(fields, "voice", network.voice, "true or false");
   read(fields, "channel_attention", network.channel_attention, "true or false");
   if (fields.contains("pooling")) {
     const std::string pooling = text(fields["pooling"]);

@@ -44,9 +44,9 @@ std::unique_ptr<PythonEngine> make_engine(const std::string& spec_json, const py
 FloatArray clips_array(const Engine& engine, const char* method, const py::object& clips) {
   const Network& network = engine.network();
   const FloatArray x = real_array(clips, cat("Engine.", method, ": clips"), ErrorKind::input);
-  const bool fits = x.ndim() == 5 && x.shape(2) == network.in_channels && x.shape(3) == network.clip_frames &&
+  const bool fits = x.ndim() == 5 && x.shape(2) == network.planes() && x.shape(3) == network.clip_frames &&
                     x.shape(4) == network.mel_bands;
-  AVSER_CHECK(fits, input, "Engine.", method, ": clips: expected shape (B, L, ", network.in_channels, ", ",
+  AVSER_CHECK(fits, input, "Engine.", method, ": clips: expected shape (B, L, ", network.planes(), ", ",
               network.clip_frames, ", ", network.mel_bands, "), got ", shape_text(x));
   return x;
 }

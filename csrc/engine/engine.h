@@ -44,7 +44,7 @@ class Engine {
   Isa isa() const { return isa_; }
   Precision precision() const { return precision_; }
 
-  // clips: (batch, clips, in_channels, clip_frames, mel_bands); valid: (batch, clips), null: all vote.
+  // clips: (batch, clips, planes, clip_frames, mel_bands); valid: (batch, clips), null: all vote.
   // probabilities: (batch, classes); features: (batch, clips, features); logits: (batch, clips, classes).
   // A clip of zeros costs nothing.  In bf16 and int8 a clip that holds NaN or infinity gives NaN.
   void forward(const float* clips, const bool* valid, int64_t batch, int64_t clips_per_utterance, float* probabilities,

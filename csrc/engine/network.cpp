@@ -5,6 +5,7 @@
 #include <string>
 
 #include "common/check.h"
+#include "ops/frame_statistics/frame_statistics.h"
 
 namespace avser {
 
@@ -32,7 +33,7 @@ int64_t Network::halved(int64_t size) const {
 
 double Network::most_values() const {
   double height = static_cast<double>(clip_frames), width = static_cast<double>(mel_bands);
-  double most = static_cast<double>(in_channels) * height * width;
+  double most = static_cast<double>(planes()) * height * width;
   const auto map = [&](int64_t channels) { most = std::max(most, static_cast<double>(channels) * height * width); };
   const auto halve = [&] {
     height = std::ceil(height / 2);
@@ -72,6 +73,8 @@ void Network::check() const {
   AVSER_CHECK(statistics >= 0 && statistics <= mel_bands, config,
               "Engine: network.statistics: expected 0 (no path) to ", mel_bands, ", the number of bands, got ",
               statistics);
+  AVSER_CHECK(!voice || statistics >= kVoiceCepstra, config, "Engine: network.statistics: expected at least ",
+              kVoiceCepstra, " with voice, which looks at so many cepstra, got ", statistics);
   AVSER_CHECK(encoder_layers >= 0, config, "Engine: network.encoder_layers: expected 0 or more, got ", encoder_layers);
   AVSER_CHECK(encoder_layers == 0 || token_width() % encoder_heads == 0, config,
               "Engine: network.encoder_heads: expected a divisor of the token width ", token_width(), ", got ",

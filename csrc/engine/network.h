@@ -23,13 +23,15 @@ struct Network {
   bool mean_std = false;
   int64_t statistics = 0;  // outputs of the statistics path's map over the bands; 0: no such path
   int64_t statistics_hidden = 128;
+  bool voice = false;  // the statistics path hears the voice, too: one more plane of a clip
 
   // The largest clip, map or attention over tokens: a configuration must not ask for memory without end.
   static constexpr int64_t kMostValues = int64_t{1} << 28;
   // Throws a config error that names the field when a value cannot be run.
   void check() const;
 
-  int64_t clip_floats() const { return in_channels * clip_frames * mel_bands; }
+  int64_t planes() const { return in_channels + (voice ? 1 : 0); }
+  int64_t clip_floats() const { return planes() * clip_frames * mel_bands; }
   // Time steps and mel rows that the strided layers leave.
   int64_t tokens() const { return halved(clip_frames); }
   int64_t rows() const { return halved(mel_bands); }

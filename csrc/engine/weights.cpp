@@ -185,6 +185,7 @@ class WeightsBuilder : private Packer {
     statistics.channels = network_.in_channels;
     statistics.bands = network_.mel_bands;
     statistics.maps = network_.statistics;
+    statistics.voice = network_.voice;
     const int64_t bands = network_.mel_bands, maps = network_.statistics, width = statistics.width();
     const float* gate = take("statistics.gate.weight", {1, bands});
     statistics.gate_bias = *take("statistics.gate.bias", {1});

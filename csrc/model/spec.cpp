@@ -129,9 +129,10 @@ FrontEnd read_front_end(const Json* json) {
   fields.read("normalization", rule);
   fields.read("mean", front.normalization.mean);
   fields.read("std", front.normalization.std);
+  fields.read("voice", front.voice);
   fields.done();
 
-  check_log_mel(o);
+  front.voice ? check_voice(o) : check_log_mel(o);
   AVSER_CHECK(o.sampling_rate <= kMaxRate, config, "front_end.sampling_rate: expected 1..", kMaxRate, " hertz, got ",
               o.sampling_rate);
   AVSER_CHECK(front.channels >= 1 && front.channels <= 3, config, "front_end.channels: expected 1, 2 or 3, got ",
@@ -197,6 +198,7 @@ Network read_network(const Json* json) {
   fields.read("statistics", network.statistics);
   fields.read("statistics_hidden", network.statistics_hidden);
   fields.read("statistics_dropout", statistics_dropout);
+  fields.read("voice", network.voice);
   fields.done();
 
   AVSER_CHECK(pooling == "mean" || pooling == "mean_std", config, "network.pooling: expected mean or mean_std, got '",
@@ -234,6 +236,8 @@ ModelSpec read_spec(const Json& json) {
   };
   same("front_end.mel_bands", network.mel_bands, spec.front_end.log_mel.mel_bands);
   same("front_end.channels", network.in_channels, spec.front_end.channels);
+  AVSER_CHECK(spec.front_end.voice == network.voice, config, "front_end.voice: expected the network's ",
+              network.voice ? "true" : "false", ", got the other");
   same("clip_rule.clip_frames", network.clip_frames, spec.clip_rule.clip_frames);
   return spec;
 }

@@ -17,6 +17,9 @@ struct FrontEnd {
   int64_t channels = 1;  // static, delta, delta of delta
   int64_t delta_window = 2;
   Normalization normalization;
+  bool voice = false;  // one more plane, which nothing normalises (ops/log_mel)
+
+  int64_t planes() const { return channels + (voice ? 1 : 0); }
 };
 
 struct ClipRule {

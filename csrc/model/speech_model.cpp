@@ -29,7 +29,7 @@ constexpr float kMaxPeak = 4 * 32768.0f;
 const ModelSpec& checked(const ModelSpec& spec) {
   constexpr int64_t kMost = Network::kMostValues;
   const int64_t clips = spec.clip_rule.rule == "even" ? 1 : spec.clip_rule.clips, frames = spec.network.clip_frames;
-  const int64_t frame_values = spec.network.in_channels * spec.network.mel_bands;
+  const int64_t frame_values = spec.network.planes() * spec.network.mel_bands;
   AVSER_CHECK(clips <= kMost / frames && clips * frames <= kMost / frame_values, config,
               "clip_rule: expected clips of at most ", kMost, " values in all, got ", clips, " clips of ", frames,
               " frames of ", frame_values);
@@ -140,18 +140,15 @@ Result SpeechModel::run_samples(const Sample* samples, int64_t count, int64_t ra
 
   const int64_t frames = log_mel_frames(waveform.samples, options), bands = options.mel_bands;
   constexpr int64_t kFloat32 = sizeof(float);
-  Buffer features(frames * bands * kFloat32);
+  const Buffer features(front.planes() * frames * bands * kFloat32);
   log_mel(waveform, options, features.as<float>(), executor);
-  if (front.channels > 1) {
-    const Buffer fixed = std::move(features);
-    features = Buffer(front.channels * frames * bands * kFloat32);
-    add_deltas(fixed.as<float>(), frames, bands, front.channels, front.delta_window, features.as<float>(), executor);
-  }
+  add_deltas(features.as<float>(), frames, bands, front.channels, front.delta_window, features.as<float>(), executor);
+  if (front.voice) voice(waveform, options, features.as<float>() + front.channels * frames * bands, executor);
   normalize(features.as<float>(), front.channels, frames, bands, front.normalization);
 
   const ClipTable table = voting_clips(frames, spec_->clip_rule);
   const Buffer clips(table.clips * network.clip_floats() * kFloat32);
-  frame_clips(features.data(), front.channels, frames, bands * kFloat32, table, clips.data(), executor);
+  frame_clips(features.data(), front.planes(), frames, bands * kFloat32, table, clips.data(), executor);
 
   Result result;
   result.probabilities.resize(network.classes);

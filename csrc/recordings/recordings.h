@@ -47,7 +47,7 @@ struct Sndfile {
 // A whole wav or FLAC file, averaged to mono, at `to_rate`.
 Sound decode(const Sndfile& library, const uint8_t* bytes, int64_t size, int64_t to_rate);
 
-// Features (channels, frames, bands), not normalised.
+// Features (planes, frames, bands), not normalised.
 Block<float> features(const Waveform& waveform, const FrontEnd& front_end);
 
 }  // namespace avser

@@ -19,6 +19,7 @@ const Network& checked(const Network& network) {
     AVSER_CHECK(value <= most, config, "GpuEngine: network.", name, ": expected at most ", most, " on a GPU, got ",
                 value);
   };
+  AVSER_CHECK(!network.voice, backend, "GpuEngine: network.voice: expected false on a GPU, got true");
   at_most("stem", static_cast<int64_t>(network.stem.size()), kMostConvolutions);
   at_most("blocks", static_cast<int64_t>(network.blocks.size()), kMostBlocks);
   at_most("encoder_layers", network.encoder_layers, kMostLayers);

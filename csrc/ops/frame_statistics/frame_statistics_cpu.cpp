@@ -9,10 +9,10 @@ namespace {
 constexpr float kLeastGate = 0.001f;
 constexpr float kEpsilon = 1e-5f;  // of the sum of the gates, and under the square root
 
-// The maps of all frames of a channel, a gate per frame, a mean and a deviation per map.
+// The maps of all frames of a channel, a gate and a voicing per frame, a mean and a deviation per map.
 int64_t scratch_floats(const FrameStatistics& s, int64_t frames) {
   const int64_t stride = round_up(s.maps + 1, kLanes);
-  return frames * stride + round_up(frames, kLanes) + 2 * stride;
+  return frames * stride + 2 * round_up(frames, kLanes) + 2 * stride;
 }
 
 bool any_value(const float* x, int64_t n) {
@@ -25,11 +25,117 @@ bool any_value(const float* x, int64_t n) {
   return any != 0;
 }
 
+constexpr double kLeastSum = 1e-9;  // of the weights that the voice's statistics divide by
+
+// Sums over the frames, in double: a pitch hardly moves beside its height.
+struct Weighted {
+  const float* weights;
+  int64_t frames;
+  double total;
+
+  Weighted(const float* of, int64_t n) : weights(of), frames(n), total(0.0) {
+    for (int64_t t = 0; t < n; ++t) total += weights[t];
+    if (total < kLeastSum) total = kLeastSum;
+  }
+  // Mean of value(t).
+  template <class Value>
+  double mean(const Value& value) const {
+    double sum = 0.0;
+    for (int64_t t = 0; t < frames; ++t) {
+      if (weights[t] != 0.0f) sum += static_cast<double>(weights[t]) * value(t);
+    }
+    return sum / total;
+  }
+};
+
+struct Moments {
+  double mean, deviation;
+  template <class Value>
+  Moments(const Weighted& weighted, const Value& value)
+      : mean(weighted.mean(value)),
+        deviation(__builtin_sqrt(weighted.mean([&](int64_t t) { return (value(t) - mean) * (value(t) - mean); }) +
+                                 static_cast<double>(kEpsilon))) {}
+};
+
+// voice: (frames, bands), a frame's first four; cepstra: (frames, stride); gates and voiced: a weight per frame.
+void describe_voice(const FrameStatistics& s, const float* voice, const float* cepstra, int64_t stride, int64_t frames,
+                    const float* gates, float* voiced, float* out) {
+  constexpr float kSlope = 15.0f, kMiddle = 0.6f, kLeastWeight = 1e-6f;
+  constexpr double kLargestStep = 0.15, kLeastStep = 1e-7, kStepFloor = 1e-4, kPitchFloor = 0.02;
+  const auto column = [&](int64_t which) {
+    return [=, bands = s.bands](int64_t t) { return static_cast<double>(voice[t * bands + which]); };
+  };
+  const auto cepstrum = [&](int64_t which) {
+    return [=](int64_t t) { return static_cast<double>(cepstra[t * stride + which]); };
+  };
+  const auto pitch = column(0), ratio = column(1), harmonics = column(2), periodic = column(3);
+  for (int64_t t = 0; t < frames; t += kLanes) {
+    vfloat x{};
+    for (int64_t i = 0; i < kLanes && t + i < frames; ++i) x[i] = (voice[(t + i) * s.bands + 3] - kMiddle) * kSlope;
+    store(voiced + t, sigmoid(x));
+  }
+  for (int64_t t = 0; t < frames; ++t) {
+    voiced[t] = gates[t] == 0.0f ? 0.0f : gates[t] * voiced[t] + kLeastWeight;
+  }
+  const Weighted heard(gates, frames), by_voice(voiced, frames);
+
+  for (int64_t i = 0; i < kCorrelatedCepstra; ++i) {
+    const auto a = cepstrum(i);
+    const Moments of_a(heard, a);
+    for (int64_t j = i + 1; j < kCorrelatedCepstra; ++j) {
+      const auto b = cepstrum(j);
+      const Moments of_b(heard, b);
+      const double both = heard.mean([&](int64_t t) { return (a(t) - of_a.mean) * (b(t) - of_b.mean); });
+      *out++ = static_cast<float>(both / (of_a.deviation * of_b.deviation));
+    }
+  }
+  const Moments of_pitch(by_voice, pitch);
+  *out++ = static_cast<float>(of_pitch.mean);
+  *out++ = static_cast<float>(of_pitch.deviation);
+
+  // Steps of the pitch from one frame to the next, where both are there; jumps are another peak's.
+  double total = 0.0, size = 0.0, up = 0.0, down = 0.0, square = 0.0;
+  const auto steps = [&](const auto& use) {
+    for (int64_t t = 1; t < frames; ++t) {
+      if (gates[t] == 0.0f || gates[t - 1] == 0.0f) continue;
+      const double step = pitch(t) - pitch(t - 1), bound = step < 0 ? -step : step;
+      const double weight = bound < kLargestStep ? __builtin_sqrt(static_cast<double>(voiced[t]) * voiced[t - 1]) : 0.0;
+      use(step, weight + kLeastStep);
+    }
+  };
+  steps([&](double step, double weight) {
+    total += weight;
+    (step > 0 ? up : down) += weight * (step > 0 ? step : -step);
+  });
+  if (total < kLeastSum) total = kLeastSum;
+  const double drift = (up - down) / total;
+  steps([&](double step, double weight) { square += weight * (step - drift) * (step - drift); });
+  size = (up + down) / total;
+  *out++ = static_cast<float>(__builtin_log(size + kStepFloor));
+  *out++ = static_cast<float>(__builtin_sqrt(square / total + static_cast<double>(kEpsilon)));
+  *out++ = static_cast<float>(up / total);
+  *out++ = static_cast<float>(down / total);
+
+  *out++ = static_cast<float>(__builtin_log(by_voice.total / heard.total));
+  *out++ = static_cast<float>(heard.mean(periodic));
+  for (const Moments& moments : {Moments(by_voice, ratio), Moments(by_voice, harmonics)}) {
+    *out++ = static_cast<float>(moments.mean);
+    *out++ = static_cast<float>(moments.deviation);
+  }
+  for (int64_t i = 0; i < kVoiceCepstra; ++i) {
+    const auto c = cepstrum(i);
+    const Moments of_c(by_voice, c);
+    const double both = by_voice.mean([&](int64_t t) { return (pitch(t) - of_pitch.mean) * (c(t) - of_c.mean); });
+    *out++ = static_cast<float>(both / ((of_pitch.deviation + kPitchFloor) * of_c.deviation));
+  }
+}
+
 void measure(const FrameStatistics& s, const float* clip, int64_t frames, float* out, float* scratch) {
   const int64_t stride = round_up(s.maps + 1, kLanes);
   float* maps = scratch;
   float* gates = maps + frames * stride;
-  float* means = gates + round_up(frames, kLanes);
+  float* voiced = gates + round_up(frames, kLanes);
+  float* means = voiced + round_up(frames, kLanes);
   float* deviations = means + stride;
   vfloat total{};
   for (int64_t c = 0; c < s.channels; ++c) {
@@ -66,7 +172,13 @@ void measure(const FrameStatistics& s, const float* clip, int64_t frames, float*
       const vfloat variance = squares / total + broadcast(kEpsilon);
       for (int lane = 0; lane < kLanes; ++lane) deviations[i + lane] = __builtin_sqrtf(variance[lane]);
     }
-    if (c == 0) std::memcpy(out, means, s.maps * sizeof(float));
+    if (c == 0) {
+      std::memcpy(out, means, s.maps * sizeof(float));
+      if (s.voice) {
+        const float* voice = clip + s.channels * frames * s.bands;
+        describe_voice(s, voice, maps, stride, frames, gates, voiced, out + (1 + s.channels) * s.maps);
+      }
+    }
     std::memcpy(out + (1 + c) * s.maps, deviations, s.maps * sizeof(float));
   }
 }

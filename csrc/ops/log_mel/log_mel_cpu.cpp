@@ -319,12 +319,12 @@ void autocorrelation(const double* z, const LogMelTables& t, double* lags) {
 void describe(const double* spectrum, const double* lags, const LogMelTables& t, double* values) {
   const int64_t count = t.lag_end - t.lag_begin;
   const vdouble zero{}, one = broadcast(1.0);
-  vdouble best = broadcast(-1.0), lag = broadcast(static_cast<double>(t.lag_begin + 1));
+  vdouble best = broadcast(-__builtin_inf()), lag = broadcast(static_cast<double>(t.lag_begin + 1));
   vdouble left = zero, top = zero, right = zero;
   for (int64_t i = 1; i + 1 < count; ++i) {
     const vdouble a = load(lags + (i - 1) * kLanes), b = load(lags + i * kLanes), c = load(lags + (i + 1) * kLanes);
     const vdouble score = b + broadcast(t.lag_bonus[i]);
-    const auto better = (b >= a) & (b >= c) & (score > best);
+    const auto better = (b > a) & (b >= c) & (score > best);
     best = better ? score : best;
     lag = better ? broadcast(static_cast<double>(t.lag_begin + i)) : lag;
     left = better ? a : left;
@@ -348,7 +348,7 @@ void describe(const double* spectrum, const double* lags, const LogMelTables& t,
       const double* p = spectrum + at * kLanes + lane;
       found[lane] = std::max({p[-kLanes], p[0], p[kLanes]});
     }
-    return log_of(found + broadcast(1e-6));
+    return log_of(found + broadcast(1e-3));
   };
   store(values, log_of(hertz) * broadcast(1.4426950408889634));
   store(values + kLanes, log_of(bounded / (one - bounded)) * broadcast(4.3429448190325176));

@@ -96,7 +96,7 @@ std::shared_ptr<const LogMelTables> make_tables(const LogMelOptions& options) {
 
   // Lags of whole samples between the highest and the lowest pitch; a neighbour on either side tells a peak.
   const auto rate = static_cast<double>(options.sampling_rate);
-  t.lag_begin = static_cast<int64_t>(std::ceil(rate / kVoiceMostPitch)) - 1;
+  t.lag_begin = static_cast<int64_t>(std::floor(rate / kVoiceMostPitch)) - 1;
   t.lag_end = static_cast<int64_t>(std::floor(rate / kVoiceLeastPitch)) + 2;
   for (int64_t k = 0; k <= t.half; ++k) {
     const double turn = 2.0 * kPi * static_cast<double>(k) / static_cast<double>(options.n_fft);
