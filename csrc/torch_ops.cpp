@@ -286,7 +286,7 @@ Tensor log_mel_on_cuda(const Tensor& waveform, int64_t sampling_rate, int64_t me
   recordings.given.samples = static_cast<int>(call.samples);
   recordings.given.frames = static_cast<int>(call.frames);
   recordings.recording_stride = call.waveforms.stride(0);
-  kernel.queue(recordings, frames, call.out.mutable_data_ptr(), current_stream(device));
+  kernel.queue(recordings, frames, call.out.mutable_data_ptr(), nullptr, current_stream(device));
   return call.out;
 }
 #endif

@@ -73,12 +73,13 @@ std::unique_ptr<GpuSpeech> make_speech(const std::vector<std::shared_ptr<GpuMode
                                        double high_hz, int64_t channels, int64_t delta_window,
                                        const std::string& normalization, const std::vector<double>& mean,
                                        const std::vector<double>& std, const std::string& rule,
-                                       const std::optional<int64_t>& clips, int64_t clip_frames) {
+                                       const std::optional<int64_t>& clips, int64_t clip_frames, bool voice) {
   FrontEnd front_end;
   front_end.log_mel = {sampling_rate, mel_bands, frame_length, frame_step, n_fft, preemphasis, low_hz, high_hz};
   front_end.channels = channels;
   front_end.delta_window = delta_window;
   front_end.normalization = {normalize_rule(normalization), mean, std};
+  front_end.voice = voice;
   const ClipRule clip_rule{rule, clips.value_or(kNoClipLimit), clip_frames};
   const py::gil_scoped_release release;
   return std::make_unique<GpuSpeech>(front_end, clip_rule, GpuSpeech::Networks(networks.begin(), networks.end()),
@@ -223,7 +224,7 @@ void bind_gpu_engine(py::module_& m) {
            py::arg("preemphasis") = o.preemphasis, py::arg("low_hz") = o.low_hz, py::arg("high_hz") = o.high_hz,
            py::arg("channels") = 1, py::arg("delta_window") = 2, py::arg("normalization") = "none",
            py::arg("mean") = std::vector<double>(), py::arg("std") = std::vector<double>(),
-           py::arg("rule") = "published", py::arg("clips") = 5, py::arg("clip_frames") = 224,
+           py::arg("rule") = "published", py::arg("clips") = 5, py::arg("clip_frames") = 224, py::arg("voice") = false,
            "networks: GpuEngine and GpuResNet18 objects on the same device; each reads the first channels of the same "
            "clips.\nThe others are the fields of avser_fast.config.FrontEnd and ClipRule.\n"
            "Raises ConfigError naming the field, BackendError for what the kernels do not do.")
@@ -233,7 +234,7 @@ void bind_gpu_engine(py::module_& m) {
            "recordings: 1-D arrays of samples at int16 scale and at the front end's rate, of any lengths -> for every\n"
            "network (features (N, D), clip_logits (N, classes)), float32, of the N clips of all recordings in order.")
       .def("clips", &speech_clips, py::arg("recordings"),
-           "What the networks read: (N, channels of the front end, clip_frames, mel_bands), float32.")
+           "What the networks read: (N, planes of the front end, clip_frames, mel_bands), float32.")
       .def("forward_on_device", &forward_speech_on_device, py::arg("samples"), py::arg("dtype"), py::arg("batch"),
            py::arg("count"), py::arg("stride"), py::arg("outputs"), py::arg("stream"),
            "The same for recordings of one length at an address in this GPU's memory, int16 or float32, `stride` "

@@ -15,11 +15,12 @@ AVSER_KERNEL void AVSER_LAUNCH_BOUNDS(kFrontEndThreads, 1)
 
 AVSER_KERNEL void AVSER_LAUNCH_BOUNDS(kFrontEndThreads, 1)
     clips_kernel(AVSER_GRID_CONSTANT const FrameClipsStage stage, AVSER_GRID_CONSTANT const Recordings recordings,
-                 const float* features, const BandStatistics* statistics, int channels, float* clips) {
+                 const float* features, const float* voice, const BandStatistics* statistics, int channels,
+                 float* clips) {
   const int64_t elements = int64_t{recordings.all().clips} * channels * stage.clip_frames * stage.bands;
   for (int64_t at = int64_t{block()} * kFrontEndThreads + thread(); at < elements;
        at += int64_t{blocks()} * kFrontEndThreads) {
-    clips[at] = clip_element(stage, recordings, features, statistics, channels, at);
+    clips[at] = clip_element(stage, recordings, features, voice, statistics, channels, at);
   }
 }
 
@@ -30,10 +31,10 @@ void launch_statistics(const FrameClipsStage& stage, const Recordings& recording
   launch(&statistics_kernel, kFrontEndThreads, {blocks, 1, 0}, stream, stage, recordings, features, statistics);
 }
 
-void launch_clips(const FrameClipsStage& stage, const Recordings& recordings, const float* features,
+void launch_clips(const FrameClipsStage& stage, const Recordings& recordings, const float* features, const float* voice,
                   const BandStatistics* statistics, int channels, float* clips, int blocks, Stream stream) {
-  launch(&clips_kernel, kFrontEndThreads, {blocks, 1, 0}, stream, stage, recordings, features, statistics, channels,
-         clips);
+  launch(&clips_kernel, kFrontEndThreads, {blocks, 1, 0}, stream, stage, recordings, features, voice, statistics,
+         channels, clips);
 }
 
 }  // namespace avser::gpu

@@ -12,7 +12,7 @@ constexpr int kFrontEndThreads = 256;  // of a block
 void launch_statistics(const FrameClipsStage& stage, const Recordings& recordings, const float* features,
                        BandStatistics* statistics, int blocks, Stream stream);
 // -> clips: (clips of all recordings, channels, clip_frames, bands).
-void launch_clips(const FrameClipsStage& stage, const Recordings& recordings, const float* features,
+void launch_clips(const FrameClipsStage& stage, const Recordings& recordings, const float* features, const float* voice,
                   const BandStatistics* statistics, int channels, float* clips, int blocks, Stream stream);
 
 }  // namespace avser::gpu

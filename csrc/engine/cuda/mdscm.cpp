@@ -19,7 +19,6 @@ const Network& checked(const Network& network) {
     AVSER_CHECK(value <= most, config, "GpuEngine: network.", name, ": expected at most ", most, " on a GPU, got ",
                 value);
   };
-  AVSER_CHECK(!network.voice, backend, "GpuEngine: network.voice: expected false on a GPU, got true");
   at_most("stem", static_cast<int64_t>(network.stem.size()), kMostConvolutions);
   at_most("blocks", static_cast<int64_t>(network.blocks.size()), kMostBlocks);
   at_most("encoder_layers", network.encoder_layers, kMostLayers);
@@ -183,7 +182,7 @@ class GpuMdscm::Builder : private Packer {
   void frame_statistics() {
     FrameStatisticsStage& stage = out_.statistics;
     const int64_t bands = network_.mel_bands, maps = network_.statistics;
-    const int64_t width = (1 + network_.in_channels) * maps;
+    stage.voice = network_.voice;
     stage.channels = static_cast<int>(network_.in_channels);
     stage.frames = static_cast<int>(network_.clip_frames);
     stage.bands = static_cast<int>(bands);
@@ -193,7 +192,7 @@ class GpuMdscm::Builder : private Packer {
     const float* gate = take("statistics.gate.weight", {1, bands});
     map.weight.insert(map.weight.end(), gate, gate + bands);
     stage.map = floats(map.weight);
-    Matrix hidden = linear("statistics.hidden", network_.statistics_hidden, width);
+    Matrix hidden = linear("statistics.hidden", network_.statistics_hidden, frame_statistics_width(stage));
     fold_before("statistics.norm", hidden);
     stage.hidden = static_cast<int>(hidden.n);
     stage.hidden_weight = floats(hidden.weight);
@@ -231,7 +230,7 @@ class GpuMdscm::Builder : private Packer {
 };
 
 GpuMdscm::GpuMdscm(const Network& network, const Tensors& tensors, const GpuOptions& options)
-    : GpuModel(options, {checked(network).in_channels, network.clip_frames, network.mel_bands}, network.features(),
+    : GpuModel(options, {checked(network).planes(), network.clip_frames, network.mel_bands}, network.features(),
                network.classes),
       network_(network),
       element_(element_bytes(format_of(options.precision))) {

@@ -39,6 +39,7 @@ struct GpuSpeech::Features {
   int64_t recordings, frames, clips;
   DeviceMemory memory;
   float* log_mel;              // (frames, bands)
+  float* voice;                // (frames, kVoiceValues), null unless wanted
   BandStatistics* statistics;  // (recordings, channels, bands)
   std::vector<float*> network_clips;
   std::vector<std::unique_ptr<GpuModel::Activations>> activations;
@@ -80,6 +81,7 @@ struct GpuSpeech::Workspace {
 GpuSpeech::GpuSpeech(const FrontEnd& front_end, const ClipRule& rule, Networks networks, int device)
     : rule_(rule),
       networks_(std::move(networks)),
+      voice_(front_end.voice),
       device_(checked_device(device, networks_)),
       multiprocessors_(device_info(device_).multiprocessors) {
   const LogMelOptions& options = front_end.log_mel;
@@ -90,8 +92,8 @@ GpuSpeech::GpuSpeech(const FrontEnd& front_end, const ClipRule& rule, Networks n
               "GpuSpeech: delta_window: expected 1..", kMostWindow, ", got ", front_end.delta_window);
   for (const auto& network : networks_) {
     const std::vector<int64_t>& shape = network->clip_shape();
-    AVSER_CHECK(shape[0] <= front_end.channels && shape[1] == rule.clip_frames && shape[2] == options.mel_bands, config,
-                "GpuSpeech: networks: expected clips of at most ", front_end.channels, " channels, ", rule.clip_frames,
+    AVSER_CHECK(shape[0] <= front_end.planes() && shape[1] == rule.clip_frames && shape[2] == options.mel_bands, config,
+                "GpuSpeech: networks: expected clips of at most ", front_end.planes(), " channels, ", rule.clip_frames,
                 " frames and ", options.mel_bands, " bands, got ", shape[0], ", ", shape[1], " and ", shape[2]);
   }
   stage_.channels = static_cast<int>(front_end.channels);
@@ -107,7 +109,7 @@ GpuSpeech::GpuSpeech(const FrontEnd& front_end, const ClipRule& rule, Networks n
   }
   clip_starts(1, rule.clips, rule.clip_frames, rule.rule);  // says now what is wrong with the rule
   const OnDevice guard(device_);
-  log_mel_ = std::make_unique<const GpuLogMel>(options);
+  log_mel_ = std::make_unique<const GpuLogMel>(options, voice_);
 }
 
 GpuSpeech::~GpuSpeech() = default;
@@ -138,6 +140,7 @@ std::unique_ptr<GpuSpeech::Features> GpuSpeech::make_features(int64_t recordings
   const auto lay_out = [&](char* base) {
     Layout layout(base);
     own->log_mel = layout.place<float>(frames * stage_.bands);
+    own->voice = voice_ ? layout.place<float>(frames * kVoiceValues) : nullptr;
     own->statistics = layout.place<BandStatistics>(recordings * stage_.channels * stage_.bands);
     for (size_t i = 0; i < networks_.size(); ++i) {
       own->network_clips[i] = layout.place<float>(clips * networks_[i]->clip_floats());
@@ -155,7 +158,7 @@ int GpuSpeech::blocks(int64_t wanted, int per_multiprocessor) const {
 }
 
 void GpuSpeech::queue_features(const Features& own, const Recordings& recordings, int64_t frames, Stream stream) const {
-  log_mel_->queue(recordings, blocks(frames, kLogMelBlocks), own.log_mel, stream);
+  log_mel_->queue(recordings, blocks(frames, kLogMelBlocks), own.log_mel, own.voice, stream);
   if (stage_.normalize.rule != NormalizeRule::utterance) return;
   launch_statistics(stage_, recordings, own.log_mel, own.statistics,
                     blocks(own.recordings * stage_.channels, kClipBlocks), stream);
@@ -164,7 +167,7 @@ void GpuSpeech::queue_features(const Features& own, const Recordings& recordings
 void GpuSpeech::queue_clips(const Features& own, const Recordings& recordings, int64_t channels, int64_t clips,
                             float* to, Stream stream) const {
   const int64_t elements = clips * channels * stage_.clip_frames * stage_.bands;
-  launch_clips(stage_, recordings, own.log_mel, own.statistics, static_cast<int>(channels), to,
+  launch_clips(stage_, recordings, own.log_mel, own.voice, own.statistics, static_cast<int>(channels), to,
                blocks((elements + kFrontEndThreads - 1) / kFrontEndThreads, kClipBlocks), stream);
 }
 
@@ -280,15 +283,15 @@ void GpuSpeech::forward(const std::vector<Samples>& recordings, const std::vecto
 
 void GpuSpeech::clips(const std::vector<Samples>& recordings, float* out) const {
   const OnDevice guard(device_);
-  const int64_t clip_bytes = int64_t{4} * stage_.channels * stage_.clip_frames * stage_.bands;
+  const int64_t planes = clip_shape()[0];
+  const int64_t clip_bytes = 4 * planes * stage_.clip_frames * stage_.bands;
   for (size_t first = 0; first < recordings.size();) {
     const Piece piece = piece_from(recordings, first);
     auto own = begin(recordings, piece);
     const Stream stream = own->stream.get();
     const DeviceMemory made = allocate_device(piece.clips * clip_bytes);
     queue_features(*own->features, own->recordings(), piece.frames, stream);
-    queue_clips(*own->features, own->recordings(), stage_.channels, piece.clips, reinterpret_cast<float*>(made.get()),
-                stream);
+    queue_clips(*own->features, own->recordings(), planes, piece.clips, reinterpret_cast<float*>(made.get()), stream);
     copy_from_device(out, made.get(), piece.clips * clip_bytes, stream);
     synchronize(stream);
     out += piece.clips * clip_bytes / 4;

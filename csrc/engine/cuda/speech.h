@@ -37,7 +37,9 @@ class GpuSpeech {
   GpuSpeech& operator=(const GpuSpeech&) = delete;
 
   const Networks& networks() const { return networks_; }
-  std::vector<int64_t> clip_shape() const { return {stage_.channels, stage_.clip_frames, stage_.bands}; }
+  std::vector<int64_t> clip_shape() const {
+    return {stage_.channels + (voice_ ? 1 : 0), stage_.clip_frames, stage_.bands};
+  }
   int64_t frames_of(int64_t samples) const { return recording_of(samples).frames; }
   // Those that vote.
   int64_t clips_of(int64_t samples) const;
@@ -45,7 +47,7 @@ class GpuSpeech {
   // From and to the host's memory, for every network: outputs of the clips of all recordings, in order; no
   // probabilities.  Returns when they are there.
   void forward(const std::vector<Samples>& recordings, const std::vector<Scores>& outputs) const;
-  // What the networks read: clips of all recordings, in order, (clips, channels of the front end, frames, bands).
+  // What the networks read: clips of all recordings, in order, (clips, planes of the front end, frames, bands).
   void clips(const std::vector<Samples>& recordings, float* out) const;
   // Recordings of one length in this GPU's memory, `stride` elements apart, queued on `stream` with no waiting: arrays
   // must live until it is done.
@@ -82,6 +84,7 @@ class GpuSpeech {
 
   const ClipRule rule_;
   const Networks networks_;
+  const bool voice_;
   const int device_;
   const int multiprocessors_;
   std::unique_ptr<const GpuLogMel> log_mel_;

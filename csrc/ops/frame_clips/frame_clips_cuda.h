@@ -9,7 +9,7 @@
 namespace avser::gpu {
 
 struct FrameClipsStage {
-  int channels, bands, clip_frames;
+  int channels, bands, clip_frames;  // without the voice, which is one more channel of whoever wants it
   Deltas deltas;
   NormalizeStage normalize;
 };
@@ -27,9 +27,9 @@ AVSER_DEVICE void recording_statistics(const FrameClipsStage& stage, const Recor
 }
 
 // Element `at` of clips (clips, channels of the network, clip_frames, bands); features: (frames of all recordings,
-// bands), statistics: (recordings, stage.channels, bands).
+// bands), voice: (frames, kVoiceValues), statistics: (recordings, stage.channels, bands).
 AVSER_DEVICE float clip_element(const FrameClipsStage& stage, const Recordings& recordings, const float* features,
-                                const BandStatistics* statistics, int channels, int64_t at) {
+                                const float* voice, const BandStatistics* statistics, int channels, int64_t at) {
   const int band = static_cast<int>(at % stage.bands);
   at /= stage.bands;
   const int row = static_cast<int>(at % stage.clip_frames);
@@ -41,6 +41,9 @@ AVSER_DEVICE float clip_element(const FrameClipsStage& stage, const Recordings& 
   if (of_own >= own.filled) return 0.0f;
   const int64_t t = clip_start(of_own, own.filled, own.span) - own.pad + row;
   if (t < 0 || t >= own.frames) return 0.0f;
+  if (channel == stage.channels) {
+    return band < kVoiceValues ? voice[(own.first_frame + t) * kVoiceValues + band] : 0.0f;
+  }
   const float* rows = features + static_cast<int64_t>(own.first_frame) * stage.bands;
   const float value = feature_at(stage.deltas, rows, own.frames, stage.bands, channel, static_cast<int>(t), band);
   const int64_t of_band = (static_cast<int64_t>(place) * stage.channels + channel) * stage.bands + band;

@@ -2,28 +2,155 @@
 #pragma once
 
 #include "gpu/tiles.h"
+#include "ops/frame_statistics/frame_statistics.h"
+#include "ops/log_mel/log_mel.h"
 
 namespace avser::gpu {
 
 struct FrameStatisticsStage {
   int channels, frames, bands, maps;
+  bool voice;        // as in FrameStatistics
   const float* map;  // (maps + 1, bands), the gate last
   float gate_bias;
   int hidden;
-  const float* hidden_weight;  // (hidden, (1 + channels) * maps), with the batch norm before it
+  const float* hidden_weight;  // (hidden, width), with the batch norm before it
   const float* hidden_bias;
 };
 
+AVSER_HOST_DEVICE int frame_statistics_width(const FrameStatisticsStage& stage) {
+  return (1 + stage.channels) * stage.maps + (stage.voice ? static_cast<int>(kVoiceStatistics) : 0);
+}
 AVSER_HOST_DEVICE int frame_statistics_shared(const FrameStatisticsStage& stage) {
-  return 4 * (stage.frames * (1 + stage.maps) + (1 + stage.channels) * stage.maps);
+  return 4 * (stage.frames * (1 + stage.maps + (stage.voice ? 1 : 0)) + frame_statistics_width(stage));
 }
 
-// clip: (channels, frames, bands) -> hidden: what joins the clip's feature.
+constexpr float kVarianceEpsilon = 1e-5f;
+
+// Weighted moments over the frames, by one warp; the same bits in each lane.
+struct Weighted {
+  const Shared<float> weights;
+  int frames;
+  float total;
+
+  AVSER_DEVICE Weighted(const Shared<float>& of, int n) : weights(of), frames(n), total(0.0f) {
+    for (int t = lane(); t < n; t += kWarp) total += weights[t];
+    total = warp_sum(total);
+    total = total < 1e-9f ? 1e-9f : total;
+  }
+  template <typename Value>
+  AVSER_DEVICE float mean(const Value& value) const {
+    float sum = 0.0f;
+    for (int t = lane(); t < frames; t += kWarp) {
+      if (weights[t] != 0.0f) sum = multiply_add(weights[t], value(t), sum);
+    }
+    return warp_sum(sum) / total;
+  }
+};
+
+struct Moments {
+  float mean, deviation;
+  template <typename Value>
+  AVSER_DEVICE Moments(const Weighted& weighted, const Value& value)
+      : mean(weighted.mean(value)),
+        deviation(square_root(weighted.mean([&](int t) { return (value(t) - mean) * (value(t) - mean); }) +
+                              kVarianceEpsilon)) {}
+};
+
+// What a step of the pitch from the frame before counts; 0 where one of both is padding.
+AVSER_DEVICE float step_weight(const Shared<float>& voiced, int t, float step) {
+  constexpr float kLargestStep = 0.15f, kLeastStep = 1e-7f;
+  if (voiced[t] == 0.0f || voiced[t - 1] == 0.0f) return 0.0f;
+  return (step < kLargestStep && -step < kLargestStep ? square_root(voiced[t] * voiced[t - 1]) : 0.0f) + kLeastStep;
+}
+
+// Statistics of the voice, in the order of frame_statistics_cpu.cpp, a part for each warp.  voice: (frames, bands), a
+// frame's first four; cepstra: (frames, maps); weight, voiced: (frames).
+AVSER_DEVICE void voice_statistics(const FrameStatisticsStage& stage, const float* voice, const Shared<float>& cepstra,
+                                   const Shared<float>& weight, const Shared<float>& voiced, const Shared<float>& out) {
+  constexpr float kSlope = 15.0f, kMiddle = 0.6f, kLeastWeight = 1e-6f, kPitchFloor = 0.02f;
+  constexpr double kStepFloor = 1e-4;
+  constexpr int kPairs = kCorrelatedCepstra * (kCorrelatedCepstra - 1) / 2;
+  constexpr int kPitch = kPairs, kSteps = kPitch + 2, kShare = kSteps + 4, kRatio = kShare + 2, kHarmonics = kRatio + 2;
+  constexpr int kWithPitch = kHarmonics + 2;
+  const int frames = stage.frames, bands = stage.bands, maps = stage.maps;
+  for (int t = thread(); t < frames; t += kThreads) {
+    const float gate = weight[t];
+    voiced[t] = gate == 0.0f ? 0.0f : gate * sigmoid((voice[t * bands + 3] - kMiddle) * kSlope) + kLeastWeight;
+  }
+  sync();
+  const auto column = [&](int which) { return [=](int t) { return voice[t * bands + which]; }; };
+  const auto cepstrum = [&](int which) { return [&cepstra, which, maps](int t) { return cepstra[t * maps + which]; }; };
+  const auto put = [&](int at, const Moments& moments) {
+    if (lane() != 0) return;
+    out[at] = moments.mean;
+    out[at + 1] = moments.deviation;
+  };
+  const Weighted heard(weight, frames), by_voice(voiced, frames);
+  const auto pitch = column(0);
+  for (int task = warp(); task < kPairs + static_cast<int>(kVoiceCepstra) + 5; task += kWarps) {
+    if (task < kPairs) {
+      int i = 0, j = task + 1;
+      while (j >= kCorrelatedCepstra) {
+        ++i;
+        j -= static_cast<int>(kCorrelatedCepstra) - 1 - i;
+      }
+      const Moments a(heard, cepstrum(i)), b(heard, cepstrum(j));
+      const float both =
+          heard.mean([&](int t) { return (cepstra[t * maps + i] - a.mean) * (cepstra[t * maps + j] - b.mean); });
+      if (lane() == 0) out[task] = both / (a.deviation * b.deviation);
+      continue;
+    }
+    const int which = task - kPairs;
+    if (which < kVoiceCepstra) {
+      const Moments p(by_voice, pitch), c(by_voice, cepstrum(which));
+      const float both =
+          by_voice.mean([&](int t) { return (pitch(t) - p.mean) * (cepstra[t * maps + which] - c.mean); });
+      if (lane() == 0) out[kWithPitch + which] = both / ((p.deviation + kPitchFloor) * c.deviation);
+    } else if (which == kVoiceCepstra) {
+      put(kPitch, Moments(by_voice, pitch));
+    } else if (which == kVoiceCepstra + 1) {
+      float total = 0.0f, up = 0.0f, down = 0.0f, square = 0.0f;
+      for (int t = 1 + lane(); t < frames; t += kWarp) {
+        const float step = pitch(t) - pitch(t - 1), counts = step_weight(voiced, t, step);
+        total += counts;
+        if (counts != 0.0f) (step > 0.0f ? up : down) += counts * (step > 0.0f ? step : -step);
+      }
+      total = warp_sum(total);
+      total = total < 1e-9f ? 1e-9f : total;
+      up = warp_sum(up) / total;
+      down = warp_sum(down) / total;
+      for (int t = 1 + lane(); t < frames; t += kWarp) {
+        const float step = pitch(t) - pitch(t - 1), counts = step_weight(voiced, t, step), d = step - (up - down);
+        if (counts != 0.0f) square = multiply_add(counts * d, d, square);
+      }
+      square = warp_sum(square) / total;
+      if (lane() == 0) {
+        out[kSteps] = static_cast<float>(natural_log(static_cast<double>(up + down) + kStepFloor));
+        out[kSteps + 1] = square_root(square + kVarianceEpsilon);
+        out[kSteps + 2] = up;
+        out[kSteps + 3] = down;
+      }
+    } else if (which == kVoiceCepstra + 2) {
+      const float periodic = heard.mean(column(3));
+      if (lane() == 0) {
+        out[kShare] = static_cast<float>(natural_log(static_cast<double>(by_voice.total) / heard.total));
+        out[kShare + 1] = periodic;
+      }
+    } else {
+      put(which == kVoiceCepstra + 3 ? kRatio : kHarmonics,
+          Moments(by_voice, column(which == kVoiceCepstra + 3 ? 1 : 2)));
+    }
+  }
+  sync();
+}
+
+// clip: (channels and the voice if there is one, frames, bands) -> hidden: what joins the clip's feature.
 AVSER_DEVICE void frame_statistics(const FrameStatisticsStage& stage, const float* clip, float* hidden) {
-  constexpr float kQuietWeight = 1e-3f, kWeightFloor = 1e-5f, kVarianceEpsilon = 1e-5f;
-  const int frames = stage.frames, bands = stage.bands, maps = stage.maps, width = (1 + stage.channels) * maps;
+  constexpr float kQuietWeight = 1e-3f, kWeightFloor = 1e-5f;
+  const int frames = stage.frames, bands = stage.bands, maps = stage.maps, width = frame_statistics_width(stage);
   const Shared<float> weight = shared_memory().as<float>();
   const Shared<float> mapped = weight + frames, statistics = mapped + frames * maps;
+  const Shared<float> voiced = statistics + width;
 
   for (int frame = warp(); frame < frames; frame += kWarps) {
     float sum = 0.0f, heard = 0.0f;
@@ -69,6 +196,10 @@ AVSER_DEVICE void frame_statistics(const FrameStatisticsStage& stage, const floa
       }
     }
     sync();
+    if (channel == 0 && stage.voice) {
+      const float* voice = clip + static_cast<int64_t>(stage.channels) * frames * bands;
+      voice_statistics(stage, voice, mapped, weight, voiced, statistics + (1 + stage.channels) * maps);
+    }
   }
   for (int i = warp(); i < stage.hidden; i += kWarps) {
     const float* row = stage.hidden_weight + static_cast<int64_t>(i) * width;

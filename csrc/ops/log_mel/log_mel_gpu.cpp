@@ -7,7 +7,8 @@
 
 namespace avser::gpu {
 
-GpuLogMel::GpuLogMel(const LogMelOptions& options) : options_(options) {
+GpuLogMel::GpuLogMel(const LogMelOptions& options, bool voice) : options_(options) {
+  if (voice) check_voice(options);
   const auto tables = log_mel_tables(options);
   AVSER_CHECK(options.n_fft <= kMostLogMelFft, backend, "log_mel: n_fft: expected at most ", kMostLogMelFft,
               " on a CUDA device, got ", options.n_fft);
@@ -34,6 +35,9 @@ GpuLogMel::GpuLogMel(const LogMelOptions& options) : options_(options) {
   append(tables->band_bin);
   append(tables->band_size);
   append(band_weight);
+  append(tables->whiten);
+  append(tables->lag_scale);
+  append(tables->lag_bonus);
 
   memory_ = allocate_device(static_cast<int64_t>(bytes.size()));
   const OwnedStream stream = make_stream();
@@ -41,22 +45,25 @@ GpuLogMel::GpuLogMel(const LogMelOptions& options) : options_(options) {
   synchronize(stream.get());
   const auto doubles = [&](int i) { return reinterpret_cast<const double*>(memory_.get() + offsets[i]); };
   const auto ints = [&](int i) { return reinterpret_cast<const int32_t*>(memory_.get() + offsets[i]); };
-  stage_ = {doubles(0),
-            doubles(1),
-            doubles(2),
-            ints(3),
-            ints(4),
-            ints(5),
-            ints(6),
-            options.frame_step,
-            static_cast<int>(options.frame_length),
-            static_cast<int>(options.n_fft / 2),
-            static_cast<int>(options.mel_bands),
-            options.preemphasis};
+  stage_ = {
+      doubles(0),
+      doubles(1),
+      doubles(2),
+      ints(3),
+      ints(4),
+      ints(5),
+      ints(6),
+      options.frame_step,
+      static_cast<int>(options.frame_length),
+      static_cast<int>(options.n_fft / 2),
+      static_cast<int>(options.mel_bands),
+      options.preemphasis,
+      {doubles(7), doubles(8), doubles(9), static_cast<int>(tables->lag_begin),
+       voice ? static_cast<int>(tables->lag_end - tables->lag_begin) : 0, static_cast<double>(options.sampling_rate)}};
 }
 
-void GpuLogMel::queue(const Recordings& recordings, int64_t blocks, void* out, Stream stream) const {
-  launch_log_mel(stage_, recordings, std::max<int64_t>(1, blocks), out, stream);
+void GpuLogMel::queue(const Recordings& recordings, int64_t blocks, void* out, float* voice, Stream stream) const {
+  launch_log_mel(stage_, recordings, std::max<int64_t>(1, blocks), out, voice, stream);
 }
 
 }  // namespace avser::gpu

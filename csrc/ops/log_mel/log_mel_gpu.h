@@ -11,11 +11,12 @@ class GpuLogMel {
  public:
   // On the current device, when this returns.  Throws a backend error for what the kernel does not do: an n_fft above
   // kMostLogMelFft; a vtlp, which is drawn anew for every waveform.
-  explicit GpuLogMel(const LogMelOptions& options);
+  explicit GpuLogMel(const LogMelOptions& options, bool voice = false);
 
   const LogMelOptions& options() const { return options_; }
   // out: (frames of all recordings, mel_bands), float64 for float64 samples, float32 otherwise.  `blocks` at most.
-  void queue(const Recordings& recordings, int64_t blocks, void* out, Stream stream) const;
+  // voice: (frames, kVoiceValues), null unless wanted.
+  void queue(const Recordings& recordings, int64_t blocks, void* out, float* voice, Stream stream) const;
 
  private:
   const LogMelOptions options_;
@@ -24,6 +25,7 @@ class GpuLogMel {
 };
 
 // In log_mel_cuda.cu.
-void launch_log_mel(const LogMelStage& stage, const Recordings& recordings, int64_t blocks, void* out, Stream stream);
+void launch_log_mel(const LogMelStage& stage, const Recordings& recordings, int64_t blocks, void* out, float* voice,
+                    Stream stream);
 
 }  // namespace avser::gpu
