@@ -24,6 +24,10 @@ AVRE_BODIES = ("resnet18", "mdscm")
 INT16_SCALE = 32768.0
 #: What the kernels take: hertz, and points of a transform.
 MAX_RATE, MAX_FFT = 384000, 1 << 20
+#: Lowest and highest pitch that is looked for, hertz, and the values that a frame of the voice plane holds.
+VOICE_HZ, VOICE_VALUES = (60, 500), 4
+#: Cepstra that the statistics of the voice look at, and how many statistics they are.
+VOICE_CEPSTRA, VOICE_STATISTICS = 12, 39
 #: The largest clip, map or attention over tokens: a configuration must not ask for memory without end.
 MAX_VALUES = 1 << 28
 
@@ -81,6 +85,9 @@ class FrontEnd:
     * ``utterance``: each band of each channel has mean 0 and standard deviation 1 within the utterance.
 
     Normalisation happens before the clips are cut; padding frames are therefore 0 after normalisation.
+
+    ``voice`` adds one plane behind the channels, which no normalisation touches: pitch and voicing of each frame
+    (``reference.voice``).
     """
 
     sampling_rate: int = 16000
@@ -96,6 +103,7 @@ class FrontEnd:
     normalization: str = "none"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    voice: bool = False
 
     def __post_init__(self) -> None:
         _require(0 < self.sampling_rate <= MAX_RATE, "sampling_rate", f"1..{MAX_RATE} hertz", self.sampling_rate)
@@ -121,6 +129,26 @@ class FrontEnd:
             _require(all(v > 0 for v in self.std), "std", "positive values", self.std)
         else:
             _require(not self.mean and not self.std, "mean, std", "empty unless normalization='global'", self.mean)
+        if self.voice:
+            self._check_voice()
+
+    def _check_voice(self) -> None:
+        _require(self.sampling_rate >= 8000, "sampling_rate", "at least 8000 hertz with voice", self.sampling_rate)
+        _require(self.mel_bands >= VOICE_VALUES, "mel_bands", f"at least {VOICE_VALUES} with voice", self.mel_bands)
+        most = self.sampling_rate // VOICE_HZ[0] + 1
+        _require(self.frame_length > most, "frame_length", f"more than {most} samples with voice", self.frame_length)
+        # Products of samples that far apart must not wrap around.
+        _require(
+            self.n_fft >= self.frame_length + most,
+            "n_fft",
+            f"at least {self.frame_length + most} with voice, frame_length and the longest period",
+            self.n_fft,
+        )
+
+    @property
+    def planes(self) -> int:
+        """Planes of the features: the channels, then that of the voice if there is one."""
+        return self.channels + self.voice
 
     @property
     def seconds_per_step(self) -> float:
@@ -164,7 +192,8 @@ class MDSCM:
 
     ``statistics`` > 0 adds a path beside the convolutions: a linear map of all bands of a frame to that many values,
     their means and deviations over the frames (``reference.frame_statistics``), batch norm and a hidden layer of
-    ``statistics_hidden`` rectified units, which are joined to the clip feature.
+    ``statistics_hidden`` rectified units, which are joined to the clip feature.  With ``voice`` it takes those of the
+    voice plane, too (``reference.voice_statistics``); the convolutions never see that plane.
     """
 
     mel_bands: int = 40
@@ -185,6 +214,7 @@ class MDSCM:
     statistics: int = 0
     statistics_hidden: int = 128
     statistics_dropout: float = 0.3
+    voice: bool = False
 
     def __post_init__(self) -> None:
         for name in ("mel_bands", "in_channels", "clip_frames", "attention_reduction", "encoder_heads", "encoder_ff"):
@@ -201,6 +231,13 @@ class MDSCM:
             f"0 (no path) to {self.mel_bands}, the number of bands",
             self.statistics,
         )
+        if self.voice:
+            _require(
+                self.statistics >= VOICE_CEPSTRA,
+                "statistics",
+                f"at least {VOICE_CEPSTRA} with voice, which looks at so many cepstra",
+                self.statistics,
+            )
         values = self._most_values()
         _require(values <= MAX_VALUES, "clip_frames", f"maps of at most {MAX_VALUES} values", values)
         _require(self.statistics_hidden >= 1, "statistics_hidden", "at least 1", self.statistics_hidden)
@@ -223,7 +260,7 @@ class MDSCM:
 
     def _most_values(self) -> int:
         height, width = self.clip_frames, self.mel_bands
-        sizes = [self.in_channels * height * width]
+        sizes = [self.planes * height * width]
         for i, channels in enumerate((*self.stem, *self.blocks)):
             before, height, width = height * width, (height + 1) // 2, (width + 1) // 2
             sizes.append(channels * (height * width if i < len(self.stem) else before))
@@ -233,6 +270,11 @@ class MDSCM:
         for _ in range(len(self.stem) + len(self.blocks)):
             size = (size - 1) // 2 + 1  # kernel 3, stride 2, padding 1
         return size
+
+    @property
+    def planes(self) -> int:
+        """Planes of a clip: the channels that the convolutions read, then that of the voice if there is one."""
+        return self.in_channels + self.voice
 
     @property
     def tokens(self) -> int:
@@ -256,8 +298,8 @@ class MDSCM:
 
     @property
     def statistics_width(self) -> int:
-        """Inputs of the statistics path's hidden layer: static means and the deviations of every channel."""
-        return (1 + self.in_channels) * self.statistics
+        """Inputs of the statistics path's hidden layer: static means, the deviations of every channel, the voice."""
+        return (1 + self.in_channels) * self.statistics + VOICE_STATISTICS * self.voice
 
     @property
     def features(self) -> int:
@@ -325,6 +367,13 @@ def _check_clips(front: FrontEnd, clip: ClipRule, net: MDSCM) -> None:
     _require(clip.clip_frames == net.clip_frames, "clip_rule.clip_frames", f"{net.clip_frames}", clip.clip_frames)
 
 
+def plain(value: Any) -> dict[str, Any]:
+    """JSON-able form of a configuration; a ``voice`` that is off is left out, as in files from before it was known."""
+    return dataclasses.asdict(
+        value, dict_factory=lambda items: {k: v for k, v in items if not (k == "voice" and v is False)}
+    )
+
+
 def _spec_from_dict(cls: type[_Spec], data: Mapping[str, Any]) -> _Spec:
     """Unknown keys and impossible values raise ConfigError."""
     _require(isinstance(data, Mapping), "model", "a mapping", data)
@@ -358,6 +407,9 @@ class ModelSpec:
         channels = self.network.in_channels
         _require(self.front_end.channels == channels, "front_end.channels", f"{channels}", self.front_end.channels)
         _check_clips(self.front_end, self.clip_rule, self.network)
+        _require(
+            self.front_end.voice == self.network.voice, "front_end.voice", f"{self.network.voice}", self.front_end.voice
+        )
 
     @property
     def features(self) -> int:
@@ -371,7 +423,7 @@ class ModelSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able form, written into the header of a model file."""
-        return dataclasses.asdict(self)
+        return plain(self)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> ModelSpec:
@@ -394,6 +446,7 @@ class EncoderSpec:
         _check_labels(self.labels, self.encoder.classes)
         channels = self.encoder.in_channels
         _require(self.front_end.channels == channels, "front_end.channels", f"{channels}", self.front_end.channels)
+        _require(not self.front_end.voice, "front_end.voice", "False for an encoder alone", self.front_end.voice)
         if self.encoder.body == "mdscm":
             _check_clips(self.front_end, self.clip_rule, self.encoder.mdscm)
         else:
@@ -412,7 +465,7 @@ class EncoderSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able form."""
-        return dataclasses.asdict(self)
+        return plain(self)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> EncoderSpec:
@@ -462,7 +515,7 @@ class SystemSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able form, written into the header of a model file."""
-        return dataclasses.asdict(self)
+        return plain(self)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> SystemSpec:

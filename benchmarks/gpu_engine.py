@@ -11,7 +11,6 @@ goals.py.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 import avser_fast
-from avser_fast import _engine, nn, reference
+from avser_fast import _engine, config, nn, reference
 from avser_fast.testing import assert_close
 
 from .cases import CLIPS
@@ -54,7 +53,7 @@ class OnDevice:
     """Our engine on clips (B, L, C, W, M) in the GPU's memory, on torch's current stream."""
 
     def __init__(self, network: Any, tensors: dict[str, np.ndarray], clips: Tensor, **options: Any) -> None:
-        spec = json.dumps({"network": dataclasses.asdict(network)})
+        spec = json.dumps({"network": config.plain(network)})
         self.engine = _engine.GpuEngine(spec, tensors, **options)
         self.clips = clips.contiguous()
         batch, count = clips.shape[:2]

@@ -289,7 +289,8 @@ def write_models(
     if system.avre is not None and avre is not None and trained & {"avdal", "joint"}:
         encoder = system.avre.encoder
         written.append(folder / "avdal.safetensors")
-        write_avre(written[-1], EncoderSpec(spec.labels, spec.front_end, spec.clip_rule, encoder), avre, card)
+        heard = dataclasses.replace(spec.front_end, voice=False)
+        write_avre(written[-1], EncoderSpec(spec.labels, heard, spec.clip_rule, encoder), avre, card)
         if system.fusion is not None and fusion is not None and trained & {"fusion", "joint"}:
             parts = (spec.network, encoder, system.fusion.fusion)
             whole = SystemSpec(spec.labels, spec.front_end, spec.clip_rule, *parts)

@@ -168,6 +168,7 @@ class FrontEndRecipe:
     n_fft: int = 512
     normalization: str = "none"
     zero: str = "mean"
+    voice: bool = False
 
     def __post_init__(self) -> None:
         if self.zero not in ("mean", "quiet"):
@@ -184,6 +185,7 @@ class FrontEndRecipe:
             normalization=self.normalization,
             mean=(0.0,) * self.channels if measured else (),
             std=(1.0,) * self.channels if measured else (),
+            voice=self.voice,
         )
 
 

@@ -15,6 +15,7 @@ from avser_fast.config import FrontEnd
 from avser_fast.inference.features import engine_module
 from avser_fast.nn import AVRE, MDSCM, Fusion
 
+from .data.features import normalized
 from .data.prepared import PreparedCorpus
 from .settings import Settings
 
@@ -43,7 +44,7 @@ class System(nn.Module):
         self.clip_size = (network.clip_frames, network.mel_bands)
 
     def encoder_clips(self, clips: Tensor) -> Tensor:
-        """What AVRE sees of clips (B, L, channels, frames, bands)."""
+        """What AVRE sees of clips (B, L, planes, frames, bands)."""
         assert self.avre is not None
         return clips[:, :, : self.avre.encoder.in_channels]
 
@@ -89,10 +90,9 @@ def halves(state: Mapping[str, Tensor], network: config.MDSCM) -> dict[str, dict
 
 
 def utterance_clips(values: np.ndarray, front_end: FrontEnd, rule: config.ClipRule) -> tuple[Tensor, Tensor]:
-    """Clips (L, channels, frames, bands) and which of them vote (L,), of unnormalised features, as inference cuts."""
-    engine = engine_module()
-    normal = np.asarray(engine.normalize(values, front_end.normalization, front_end.mean, front_end.std))
-    clips, valid = engine.frame_clips(normal, rule.clips, rule.clip_frames, rule.rule)
+    """Clips (L, planes, frames, bands) and which of them vote (L,), of unnormalised features, as inference cuts."""
+    normal = normalized(values, front_end)
+    clips, valid = engine_module().frame_clips(normal, rule.clips, rule.clip_frames, rule.rule)
     return torch.from_numpy(np.asarray(clips)), torch.from_numpy(np.asarray(valid))
 
 
@@ -158,7 +158,7 @@ def measured_front_end(corpus: PreparedCorpus, chosen: Sequence[int], settings: 
     if front_end.normalization != "global":
         return front_end
     features = corpus.features(front_end)
-    values = [f for f in (features[i] for i in chosen) if f is not None]
+    values = [f[: front_end.channels] for f in (features[i] for i in chosen) if f is not None]
     if not values:
         raise ValueError(f"{corpus.folder}: expected utterances with speech to train on, got none")
     count = sum(v.shape[1] * v.shape[2] for v in values)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import os
 import subprocess
@@ -128,7 +127,7 @@ def test_mdscm_body_is_the_engine() -> None:
     member = config.MDSCM(mel_bands=24, clip_frames=40, stem=(8,), blocks=(16,), attention_reduction=4,
                           encoder_layers=1)  # fmt: skip
     module = random_avre(encoder=config.AVRE(body="mdscm", mdscm=member))
-    engine = _engine.Engine(json.dumps({"network": dataclasses.asdict(member)}), arrays_of(module), poison=True)
+    engine = _engine.Engine(json.dumps({"network": config.plain(member)}), arrays_of(module), poison=True)
     clips = random_clips(2, 3, 1, 40, 24)
     assert_outputs(engine.forward(clips), truth(module, clips), 1e-5)
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from avser_fast import _engine, nn
+from avser_fast import _engine, config, nn
 from avser_fast.av4ser import load_av4ser
 from avser_fast.config import MDSCM
 from avser_fast.errors import ConfigError, InputError, ModelError
@@ -114,7 +114,7 @@ class Case(NamedTuple):
 
 
 def spec_json(network: MDSCM) -> str:
-    return json.dumps({"network": dataclasses.asdict(network)})
+    return json.dumps({"network": config.plain(network)})
 
 
 def make_engine(network: MDSCM, tensors: Tensors, **options: str) -> Any:
@@ -185,7 +185,7 @@ np.savez(sys.argv[2], **out)
 def test_family_agrees_with_the_reference(family: list[Case], isa: str, tmp_path: Path) -> None:
     arrays: dict[str, Any] = {f"{i}/tensors/{k}": v for i, case in enumerate(family) for k, v in case.tensors.items()}
     arrays |= {f"{i}/{k}": getattr(case, k) for i, case in enumerate(family) for k in ("clips", "valid")}
-    arrays["specs"] = np.array(json.dumps([{"network": dataclasses.asdict(case.network)} for case in family]))
+    arrays["specs"] = np.array(json.dumps([{"network": config.plain(case.network)} for case in family]))
     np.savez(tmp_path / "in.npz", **arrays)
     environment = {**os.environ, "AVSER_FAST_CPU_ISA": isa}
     command = [sys.executable, "-c", CHILD, str(tmp_path / "in.npz"), str(tmp_path / "out.npz"), isa]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from test_engine import MEMBERS, random_clips, reference
 
 import avser_fast
-from avser_fast import _engine
+from avser_fast import _engine, config
 from avser_fast.inference.weights import random_tensors
 
 pytestmark = pytest.mark.skipif(
@@ -27,7 +26,7 @@ class Call:
     """The engine on tensors of torch, on torch's current stream."""
 
     def __init__(self) -> None:
-        self.engine: Any = _engine.GpuEngine(json.dumps({"network": asdict(NETWORK)}), TENSORS)
+        self.engine: Any = _engine.GpuEngine(json.dumps({"network": config.plain(NETWORK)}), TENSORS)
         self.expected = self.engine.forward(CLIPS)
 
     def outputs(self) -> list[torch.Tensor]:

@@ -4,7 +4,6 @@ anywhere in a batch, on every instruction set of this machine."""
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ import torch
 from int8_scheme import Int8Scheme
 from test_engine import MEMBERS, SMALL, assert_same_bits, random_clips, random_member, spec_json
 
-from avser_fast import _engine, nn, reference
+from avser_fast import _engine, config, nn, reference
 from avser_fast.config import MDSCM
 from avser_fast.errors import ConfigError, InputError, ModelError
 from avser_fast.inference.weights import random_tensors
@@ -133,7 +132,7 @@ def test_family_in_every_precision(family: list[Case], isa: str, tmp_path: Path)
         arrays[f"{i}/clips"] = case.clips
         arrays |= {f"{i}/tensors/{k}": v for k, v in case.tensors.items()}
         arrays |= {f"{i}/ranges/{k}": v for k, v in case.ranges.items()}
-    arrays["specs"] = np.array(json.dumps([{"network": dataclasses.asdict(case.network)} for case in family]))
+    arrays["specs"] = np.array(json.dumps([{"network": config.plain(case.network)} for case in family]))
     np.savez(tmp_path / "in.npz", **arrays)
     environment = {**os.environ, "AVSER_FAST_CPU_ISA": isa}
     command = [sys.executable, "-c", CHILD, str(tmp_path / "in.npz"), str(tmp_path / "out.npz"), isa]

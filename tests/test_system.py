@@ -233,7 +233,7 @@ def test_precisions(name: str, files: dict[str, Path]) -> None:
     seen = clips[:, :, : encoder.in_channels]
     engine: Any
     if encoder.body == "mdscm":
-        engine = _engine.Engine(json.dumps({"network": asdict(encoder.mdscm)}), avre or {}, precision="bf16")
+        engine = _engine.Engine(json.dumps({"network": config.plain(encoder.mdscm)}), avre or {}, precision="bf16")
     else:
         engine = _engine.ResNet18(
             avre or {}, in_channels=encoder.in_channels, classes=encoder.classes, precision="bf16"

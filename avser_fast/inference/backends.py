@@ -202,6 +202,8 @@ def make_backend(
         raise BackendError(
             f"precision: expected {_listed(('auto', *precisions))} with backend {backend!r}, got {precision!r}"
         )
+    if backend != "reference" and spec.front_end.voice:
+        raise BackendError(f"backend {backend!r}: expected a model without voice, which only 'reference' runs, got one")
     if backend == "reference":
         if threads is not None:
             raise BackendError(
@@ -314,7 +316,7 @@ class Engine(CompiledFrontEnd):
         self, network: config.MDSCM, tensors: Mapping[str, np.ndarray], ranges: dict[str, np.ndarray] | None
     ) -> Forward:
         engine = self._engine = self._module.Engine(
-            json.dumps({"network": dataclasses.asdict(network)}), dict(tensors),
+            json.dumps({"network": config.plain(network)}), dict(tensors),
             precision=self.precision, calibration=ranges,
         )  # fmt: skip
         return lambda clips, valid: engine.forward(clips, valid, self.threads)
@@ -443,10 +445,12 @@ class Reference:
     def prepare(
         self, samples: np.ndarray, front: config.FrontEnd, rule: config.ClipRule
     ) -> tuple[np.ndarray, np.ndarray]:
-        from ..reference import add_deltas, clip_table, frame_clips, log_mel, normalize
+        from ..reference import add_deltas, add_voice, clip_table, frame_clips, log_mel, normalize, voice
 
         static = log_mel(self._torch.from_numpy(samples), **front_end.log_mel_options(front))
         values = normalize(add_deltas(static, front.channels, front.delta_window), front)
+        if front.voice:
+            values = add_voice(values, voice(self._torch.from_numpy(samples), front))
         clips, valid = frame_clips(values, rule.clips, rule.clip_frames, rule.rule)
         table, _ = clip_table(values.shape[1], rule.clips, rule.clip_frames, rule.rule)
         return clips[valid].numpy(), table[valid].numpy()

@@ -77,7 +77,7 @@ class Cuda(Engine):
     def _mdscm(
         self, network: config.MDSCM, tensors: Mapping[str, np.ndarray], ranges: dict[str, np.ndarray] | None
     ) -> Forward:
-        described = json.dumps({"network": dataclasses.asdict(network)})
+        described = json.dumps({"network": config.plain(network)})
         return self._added(self._module.GpuEngine(described, dict(tensors), **self._on), network.in_channels)
 
     def _resnet18(self, encoder: config.AVRE, shape: tuple[int, int], tensors: Mapping[str, np.ndarray]) -> Forward:

@@ -191,7 +191,7 @@ class Recognizer:
         front, classes = self.spec.front_end, len(self.spec.labels)
         there = self._on_gpu(clips)
         array = _plain_array(clips) if there is None else clips
-        inner = (front.channels, self.spec.clip_rule.clip_frames, front.mel_bands)
+        inner = (front.planes, self.spec.clip_rule.clip_frames, front.mel_bands)
         dtype = _dtype(array)
         if array.ndim != 5 or tuple(array.shape[2:]) != inner or array.shape[1] < 1 or dtype != "float32":
             shape = ", ".join(map(str, inner))

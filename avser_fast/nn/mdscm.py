@@ -132,7 +132,7 @@ class EncoderLayer(nn.Module):
 
 
 class MDSCMBody(nn.Module):
-    """Everything before the classifier: (N, channels, frames, bands) clips to (N, tokens, D).
+    """Everything before the classifier: (N, planes, frames, bands) clips to (N, tokens, D).
 
     ``backend`` says who computes (``MDSCM``); it may be changed at any time.
     """
@@ -158,6 +158,7 @@ class MDSCMBody(nn.Module):
         )
 
     def forward(self, clips: Tensor) -> Tensor:
+        clips = clips[:, : self.network.in_channels]  # not the voice
         fuse = fused(self.backend, clips, self.network)
         x, before = self.conv_stem.fused(clips) if fuse else (self.conv_stem(clips), ops.NOTHING)
         for block in self.blocks:
@@ -174,7 +175,7 @@ GATE = (4.0, 4.5)
 
 
 class Statistics(nn.Module):
-    """Parameters of ``reference.frame_statistics`` and the hidden layer on it.
+    """Parameters of ``reference.frame_statistics``, and ``voice_statistics``, and the hidden layer on them.
 
     The map starts as a cosine transform (cepstra) and the gate as one that tells speech from pauses; both are fixed
     unless a trainer asks for their gradients.
@@ -183,6 +184,7 @@ class Statistics(nn.Module):
     def __init__(self, network: config.MDSCM):
         super().__init__()
         self.dropout = network.statistics_dropout
+        self.in_channels, self.voice = network.in_channels, network.voice
         self.gate = nn.Linear(network.mel_bands, 1)
         self.bands = nn.Linear(network.mel_bands, network.statistics, bias=False)
         self.norm = nn.BatchNorm1d(network.statistics_width)
@@ -194,8 +196,14 @@ class Statistics(nn.Module):
         self.bands.weight.copy_(reference.cepstral_map(network.statistics, network.mel_bands))
 
     def forward(self, clips: Tensor) -> Tensor:
-        """(N, channels, frames, bands) to (N, statistics_hidden)."""
-        values = reference.frame_statistics(clips, self.gate.weight, self.gate.bias, self.bands.weight)
+        """(N, planes, frames, bands) to (N, statistics_hidden)."""
+        channels = clips[:, : self.in_channels]
+        values = reference.frame_statistics(channels, self.gate.weight, self.gate.bias, self.bands.weight)
+        if self.voice:
+            heard = clips[:, self.in_channels, :, : config.VOICE_VALUES]
+            weights = reference.frame_weights(channels, self.gate.weight, self.gate.bias)
+            cepstra = F.linear(clips[:, 0], self.bands.weight)
+            values = torch.cat((values, reference.voice_statistics(heard, cepstra, weights)), dim=1)
         values = reference.batch_norm(values, norm_tensors(self.norm), training=self.training)
         return F.dropout(F.relu(self.hidden(values)), self.dropout, self.training)
 
@@ -225,7 +233,7 @@ class MDSCM(nn.Module):
         self.body.backend = backend
 
     def forward(self, clips: Tensor, valid: Tensor | None = None) -> ClipOutput:
-        """clips: (B, L, channels, clip_frames, bands); valid: (B, L) bool, the clips that vote (None: all).
+        """clips: (B, L, planes, clip_frames, bands); valid: (B, L) bool, the clips that vote (None: all).
 
         Raises ValueError when the clips do not fit the network.
         """
@@ -246,7 +254,7 @@ class MDSCM(nn.Module):
 
 def check_clips(clips: Tensor, network: config.MDSCM, what: str) -> tuple[int, int]:
     """(B, L) of a batch of clips, or ValueError naming the expected and the actual shape."""
-    expected = (network.in_channels, network.clip_frames, network.mel_bands)
+    expected = (network.planes, network.clip_frames, network.mel_bands)
     if clips.dim() != 5 or tuple(clips.shape[2:]) != expected:
         shape = ", ".join(map(str, expected))
         raise ValueError(f"{what}: clips: expected shape (B, L, {shape}), got {tuple(clips.shape)}")

@@ -20,10 +20,13 @@ from .normalize import normalize
 from .resample import resample
 from .resnet18 import BasicBlock, basic_block, resnet18
 from .temporal_attention import temporal_attention, to_tokens
+from .voice import add_voice, voice
+from .voice_statistics import voice_statistics
 
 __all__ = [
     "BasicBlock",
     "add_deltas",
+    "add_voice",
     "average_clips",
     "basic_block",
     "batch_norm",
@@ -62,4 +65,6 @@ __all__ = [
     "strided_conv2d",
     "temporal_attention",
     "to_tokens",
+    "voice",
+    "voice_statistics",
 ]

@@ -66,6 +66,17 @@ def mel_filters(
     return filters
 
 
+def power_spectrum(waveform: Tensor, frame_length: int, frame_step: int, n_fft: int, preemphasis: float) -> Tensor:
+    """Power of the pre-emphasised frames of waveforms (..., samples): (..., frames, n_fft // 2 + 1) float64."""
+    x = waveform.double()
+    x = torch.cat((x[..., :1], x[..., 1:] - preemphasis * x[..., :-1]), dim=-1)
+    samples = x.shape[-1]
+    frames = 1 if samples <= frame_length else 1 + -(-(samples - frame_length) // frame_step)
+    x = torch.nn.functional.pad(x, (0, max(0, (frames - 1) * frame_step + frame_length - samples)))
+    spectrum = torch.fft.rfft(x.unfold(-1, frame_length, frame_step), n=n_fft)
+    return (spectrum.real.square() + spectrum.imag.square()) / n_fft
+
+
 def log_mel(
     waveform: Tensor,
     *,
@@ -96,13 +107,7 @@ def log_mel(
         sampling_rate, mel_bands, 1, frame_length, frame_step, n_fft, preemphasis, low_hz, high_hz
     )  # names a bad one
     dtype = waveform.dtype if waveform.dtype.is_floating_point else torch.float32
-    x = waveform.double()
-    x = torch.cat((x[..., :1], x[..., 1:] - preemphasis * x[..., :-1]), dim=-1)
-    samples = x.shape[-1]
-    frames = 1 if samples <= frame_length else 1 + -(-(samples - frame_length) // frame_step)
-    x = torch.nn.functional.pad(x, (0, max(0, (frames - 1) * frame_step + frame_length - samples)))
-    spectrum = torch.fft.rfft(x.unfold(-1, frame_length, frame_step), n=n_fft)
-    power = (spectrum.real.square() + spectrum.imag.square()) / n_fft
+    power = power_spectrum(waveform, frame_length, frame_step, n_fft, preemphasis)
     filters = mel_filters(sampling_rate, mel_bands, n_fft, float(low_hz), float(high_hz), vtlp, vtlp_high_hz)
     energy = power @ filters.to(power.device).T
     return torch.where(energy == 0, ENERGY_FLOOR, energy).log().to(dtype)

@@ -134,14 +134,25 @@ def _stretched(values: np.ndarray, axis: int, positions: np.ndarray) -> np.ndarr
     return values.take(below, axis) * (1 - part) + values.take(above, axis) * part
 
 
-def augment_features(clips: np.ndarray, settings: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Warps, masks, level and noise of normalised features (..., frames, bands) float32; every leading axis alike,
-    but for the noise."""
+def augment_features(
+    clips: np.ndarray, settings: Augmentation, rng: np.random.Generator, channels: int | None = None
+) -> np.ndarray:
+    """Warps, masks, level and noise of normalised features (..., planes, frames, bands) float32; every leading axis
+    alike, but for the noise.
+
+    Planes behind the ``channels`` (None: there are none) follow in time alone, frame by frame.
+    """
+    voice = clips[..., channels:, :, :] if channels is not None and channels < clips.shape[-3] else None
+    if voice is not None:
+        clips = clips[..., :channels, :, :]
     frames, bands = clips.shape[-2:]
     factors = rng.uniform(-1.0, 1.0, 2)
     if settings.time_warp:
         centre, factor = (frames - 1) / 2, 1 + settings.time_warp * factors[0]
-        clips = _stretched(clips, clips.ndim - 2, centre + (np.arange(frames) - centre) * factor)
+        positions = centre + (np.arange(frames) - centre) * factor
+        clips = _stretched(clips, clips.ndim - 2, positions)
+        if voice is not None:
+            voice = voice.take(np.rint(np.clip(positions, 0, frames - 1)).astype(np.int64), voice.ndim - 2)
     if settings.band_warp:
         # The lowest band stays where it is: a longer vocal tract moves every resonance by the same factor.
         clips = _stretched(clips, clips.ndim - 1, np.arange(bands) * (1 + settings.band_warp * factors[1]))
@@ -158,7 +169,10 @@ def augment_features(clips: np.ndarray, settings: Augmentation, rng: np.random.G
                 clips[..., start : start + wide] = 0.0
             else:
                 clips[..., start : start + wide, :] = 0.0
-    return clips
+                if voice is not None:
+                    voice = voice.copy()
+                    voice[..., start : start + wide, :] = 0.0
+    return clips if voice is None else np.concatenate((clips, voice), axis=-3)
 
 
 def augment_face(frames: np.ndarray, settings: Augmentation, rng: np.random.Generator) -> np.ndarray:

@@ -21,7 +21,7 @@ from avser_fast.inference.features import engine_module
 
 from .augment import Augmentation, WaveformChange, augment_face, augment_features
 from .faces import FRAMES, to_unit
-from .features import compute_features
+from .features import compute_features, normalized
 from .prepared import PreparedCorpus
 
 #: From an item and its generator to values, which clips vote, and the values before augmentation.
@@ -128,7 +128,7 @@ class Plan:
 
 
 class Batch(NamedTuple):
-    """N rows of L clips: ``clips`` (N, L, channels, clip_frames, bands) float32, ``valid`` (N, L) the clips that vote
+    """N rows of L clips: ``clips`` (N, L, planes, clip_frames, bands) float32, ``valid`` (N, L) the clips that vote
     (the others repeat them),
     ``labels`` (N,) and ``targets`` (N, classes), which are soft where samples were mixed.  ``skipped`` (N,) are rows in
     which another sample stands in for one that cannot be used.  ``clean`` are the clips before their features were
@@ -243,7 +243,10 @@ class Samples(Dataset[tuple[_Half, ...]]):
             try:
                 other, _, _ = self._made(corpus, make, partner, rng)
                 share = np.float32(1.0 - self.augmentation.mixup * rng.random())
-                values = values * share + other * (1 - share)
+                mixed = values * share + other * (1 - share)
+                if make == self._clips:  # two voices have no mean
+                    mixed[:, self.front_end.channels :] = values[:, self.front_end.channels :]
+                values = mixed
                 target = target * share + one_hot[corpus.utterances[partner].label] * (1 - share)
             except SampleError:
                 if not self.skip_bad:
@@ -278,18 +281,17 @@ class Samples(Dataset[tuple[_Half, ...]]):
         else:
             waveform = change.apply(self.speech.waveform(item), rng)
             (values,) = compute_features([waveform], self.front_end, speed, change.vtlp)
-        engine = engine_module()
-        front, rule = self.front_end, self.clip_rule
-        values = np.asarray(engine.normalize(values, front.normalization, front.mean, front.std))
+        rule = self.clip_rule
+        values = normalized(values, self.front_end)
         if self.crops:
             clips, valid = _crop(values, rule.clip_frames, rng)[None], np.ones(1, dtype=bool)
         else:
-            clips, valid = engine.frame_clips(values, rule.clips, rule.clip_frames, rule.rule)
+            clips, valid = engine_module().frame_clips(values, rule.clips, rule.clip_frames, rule.rule)
             # Silence must not enter the statistics of batch norm: clips of padding repeat those that vote.
             votes = np.flatnonzero(valid)
             clips = clips[np.where(valid, np.arange(len(valid)), votes[np.arange(len(valid)) % len(votes)])]
         clips = np.asarray(clips)
-        return augment_features(clips, settings, rng), np.asarray(valid), clips
+        return augment_features(clips, settings, rng, self.front_end.channels), np.asarray(valid), clips
 
     def _face(self, item: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         assert self.faces is not None
@@ -301,7 +303,7 @@ class Samples(Dataset[tuple[_Half, ...]]):
 
 
 def _crop(values: np.ndarray, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """``frames`` frames of features (channels, T, bands) from a random place; shorter ones stand at a random place in
+    """``frames`` frames of features (planes, T, bands) from a random place; shorter ones stand at a random place in
     silence (0)."""
     spare = values.shape[1] - frames
     offset = int(rng.integers(0, abs(spare) + 1))

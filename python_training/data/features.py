@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from avser_fast import reference
 from avser_fast.config import FrontEnd
 from avser_fast.errors import InputError
 from avser_fast.inference.audio import load_item
@@ -57,14 +59,16 @@ def waveform_options() -> dict[str, Any]:
 
 def feature_options(front_end: FrontEnd, speed: float = 1.0) -> dict[str, Any]:
     """Everything beside the waveform that its unnormalised features depend on."""
-    own = {"channels": front_end.channels, "delta_window": front_end.delta_window}
+    own: dict[str, Any] = {"channels": front_end.channels, "delta_window": front_end.delta_window}
+    if front_end.voice:
+        own["voice"] = True
     return {"revision": _REVISION, "speed": speed, **own, **log_mel_options(front_end)}
 
 
 def compute_features(
     waveforms: Sequence[np.ndarray], front_end: FrontEnd, speed: float = 1.0, vtlp: float = 1.0
 ) -> list[np.ndarray]:
-    """Unnormalised features (channels, frames, bands) float32 of waveforms (n,), int16 or float32 at int16 scale.
+    """Unnormalised features (planes, frames, bands) float32 of waveforms (n,), int16 or float32 at int16 scale.
 
     They are not normalised, because the constants of that come from training speakers alone.  ``speed`` 1.1 plays a
     recording 10 % faster, which raises pitch and formants as another speaker's would be.  ``vtlp`` is the factor of
@@ -80,4 +84,16 @@ def compute_features(
         vtlp=vtlp,
         **log_mel_options(front_end),
     )
-    return values
+    return [_with_voice(x, v, front_end) for x, v in zip(waveforms, values)] if front_end.voice else values
+
+
+def _with_voice(waveform: np.ndarray, values: np.ndarray, front_end: FrontEnd) -> np.ndarray:
+    heard = reference.voice(torch.from_numpy(waveform), front_end)
+    return reference.add_voice(torch.from_numpy(values), heard).numpy()
+
+
+def normalized(values: np.ndarray, front_end: FrontEnd) -> np.ndarray:
+    """Features (planes, frames, bands) as the networks read them: the channels normalised, the voice as it is."""
+    channels = np.ascontiguousarray(values[: front_end.channels])
+    made = np.asarray(engine_module().normalize(channels, front_end.normalization, front_end.mean, front_end.std))
+    return np.concatenate((made, values[front_end.channels :])) if front_end.voice else made

@@ -112,7 +112,7 @@ class PreparedCorpus:
         workers: int = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[np.ndarray | None]:
-        """Unnormalised features (channels, frames, bands) float32 of every utterance, None without speech.
+        """Unnormalised features (planes, frames, bands) float32 of every utterance, None without speech.
 
         Computed by the front end of inference the first time, kept in the folder, and read by memory map afterwards.
         """
