@@ -101,6 +101,17 @@ MEMBERS = [
         )
         for frames in (48, 52)
     ),
+    MDSCM(
+        in_channels=3,
+        clip_frames=70,
+        stem=(5,),
+        blocks=(8,),
+        attention_reduction=2,
+        encoder_layers=0,
+        statistics=14,
+        statistics_hidden=20,
+        voice=True,
+    ),
     *(random_member(seed) for seed in range(30)),
 ]
 
@@ -122,7 +133,7 @@ def make_engine(network: MDSCM, tensors: Tensors, **options: str) -> Any:
 
 
 def random_clips(network: MDSCM, batch: int, count: int, seed: int = 0) -> np.ndarray:
-    shape = (batch, count, network.in_channels, network.clip_frames, network.mel_bands)
+    shape = (batch, count, network.planes, network.clip_frames, network.mel_bands)
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 

@@ -54,24 +54,26 @@ def recordings(options: dict[str, Any], seed: int = 0) -> list[np.ndarray]:
 
 
 def expected_clips(wave: np.ndarray, options: dict[str, Any], channels: int, window: int, normalization: str,
-                   rule: dict[str, Any]) -> np.ndarray:  # fmt: skip
+                   rule: dict[str, Any], voice: bool = False) -> np.ndarray:  # fmt: skip
     values = NORMALIZATIONS[normalization]
     front = FrontEnd(
-        **options, channels=channels, delta_window=window, normalization=normalization,
+        **options, channels=channels, delta_window=window, normalization=normalization, voice=voice,
         **{name: tuple(value[:channels]) for name, value in values.items()},
     )  # fmt: skip
     static = reference.log_mel(torch.from_numpy(wave).double(), **{**LOG_MEL, **options})
     features = reference.normalize(reference.add_deltas(static, channels, window), front)
+    if voice:
+        features = reference.add_voice(features, reference.voice(torch.from_numpy(wave).double(), front))
     clips, valid = reference.frame_clips(features, rule["clips"], rule["clip_frames"], rule["rule"])
     return np.asarray(clips[valid].numpy())
 
 
 def front_end(options: dict[str, Any], channels: int, window: int, normalization: str, rule: dict[str, Any],
-              networks: list[Any] | None = None) -> Any:  # fmt: skip
+              networks: list[Any] | None = None, voice: bool = False) -> Any:  # fmt: skip
     values = {name: value[:channels] for name, value in NORMALIZATIONS[normalization].items()}
     return emulated.module().GpuSpeech(
         networks or [], **{**LOG_MEL, **options}, channels=channels, delta_window=window, normalization=normalization,
-        **values, **rule,
+        **values, **rule, voice=voice,
     )  # fmt: skip
 
 
@@ -109,6 +111,44 @@ def test_clips_agree_with_the_reference(channels: int, window: int, normalizatio
         part = found[begin : begin + len(clips)]
         assert maker.clips([wave]).tobytes() == part.tobytes(), "alone and in a batch"
         begin += len(clips)
+
+
+# The lowest pitch of 8 kHz takes 134 samples.
+VOICE = {"sampling_rate": 8000, "mel_bands": 12, "frame_length": 200, "frame_step": 80, "n_fft": 512, "high_hz": 4000.0}
+
+
+@pytest.mark.parametrize("rule", RULES[1:3], ids=lambda rule: rule["rule"])
+def test_the_voice_agrees_with_the_reference(rule: dict[str, Any]) -> None:
+    buzz = np.cumsum(np.linspace(90, 300, 2500)) / 8000 % 1
+    waves = [*recordings(VOICE)[:4], (6000 * (buzz < 0.3)).astype(np.float32), np.zeros(500, np.float32)]
+    maker = front_end(VOICE, 3, 2, "global", rule, voice=True)
+    alone = [expected_clips(wave, VOICE, 3, 2, "global", rule, True) for wave in waves]
+    found = maker.clips(waves)
+    assert found.shape[1] == 4 and found[:, 3, :, :4].any((0, 1)).all() and not found[:, 3, :, 4:].any()
+    assert_close(found[:, :3], np.concatenate(alone)[:, :3], 1e-6, "channels")
+    for i, what in enumerate(("pitch", "harmonics to noise", "first harmonics", "periodicity")):
+        assert_close(found[:, 3, :, i], np.concatenate(alone)[:, 3, :, i], 1e-6, what)
+    for order in ("backward", "shuffled"):
+        emulated.module().set_order(order, 1)
+        again = front_end(VOICE, 3, 2, "global", rule, voice=True)
+        assert again.clips(waves).tobytes() == found.tobytes(), order
+    assert np.concatenate([maker.clips([wave]) for wave in waves]).tobytes() == found.tobytes(), "alone and in a batch"
+
+
+def test_a_network_reads_the_voice_from_samples() -> None:
+    rule = {"rule": "even", "clips": 3, "clip_frames": 32}
+    options = {**VOICE, "mel_bands": 40}
+    member = MDSCM(
+        in_channels=3, clip_frames=32, stem=(4,), blocks=(8,), attention_reduction=2, encoder_layers=0, statistics=12,
+        voice=True,
+    )  # fmt: skip
+    network = emulated.module().GpuEngine(spec_json(member), random_tensors(member), poison=True)
+    whole = front_end(options, 3, 2, "global", rule, [network], voice=True)
+    waves = recordings(options)
+    clips = whole.clips(waves)
+    ((features, logits),) = whole.forward(waves)
+    _, wanted_features, wanted_logits = network.forward(clips[None])
+    assert_same_bits((features, logits), (wanted_features[0], wanted_logits[0]))
 
 
 def assert_same_bits(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:

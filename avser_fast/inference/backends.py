@@ -202,8 +202,6 @@ def make_backend(
         raise BackendError(
             f"precision: expected {_listed(('auto', *precisions))} with backend {backend!r}, got {precision!r}"
         )
-    if backend != "reference" and spec.front_end.voice:
-        raise BackendError(f"backend {backend!r}: expected a model without voice, which only 'reference' runs, got one")
     if backend == "reference":
         if threads is not None:
             raise BackendError(
@@ -337,7 +335,7 @@ class Engine(CompiledFrontEnd):
         forward = self._mdscm(network, tensors, ranges)
 
         def run(clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            _, features, logits = forward(np.ascontiguousarray(clips[:, : network.in_channels])[None], None)
+            _, features, logits = forward(np.ascontiguousarray(clips[:, : network.planes])[None], None)
             return features[0], logits[0]
 
         self._networks.append(run)

@@ -62,7 +62,7 @@ class Cuda(Engine):
         self._index = device_index(device)
         self.device = f"cuda:{self._index}"
         self._choose(spec, precision, card, "cuda", threads)
-        self._gpu_networks: list[tuple[Any, int]] = []  # and the channels that they read
+        self._gpu_networks: list[tuple[Any, int]] = []  # and the planes that they read
         self._classes = len(spec.labels)
         self._build(spec, tensors, None)
         self._speech = self._module.GpuSpeech(
@@ -78,7 +78,7 @@ class Cuda(Engine):
         self, network: config.MDSCM, tensors: Mapping[str, np.ndarray], ranges: dict[str, np.ndarray] | None
     ) -> Forward:
         described = json.dumps({"network": config.plain(network)})
-        return self._added(self._module.GpuEngine(described, dict(tensors), **self._on), network.in_channels)
+        return self._added(self._module.GpuEngine(described, dict(tensors), **self._on), network.planes)
 
     def _resnet18(self, encoder: config.AVRE, shape: tuple[int, int], tensors: Mapping[str, np.ndarray]) -> Forward:
         made = self._module.GpuResNet18(

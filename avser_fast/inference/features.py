@@ -41,6 +41,7 @@ def clip_options(front_end: FrontEnd, rule: ClipRule) -> dict[str, Any]:
     return {
         **log_mel_options(front_end),
         "channels": front_end.channels,
+        "voice": front_end.voice,
         "delta_window": front_end.delta_window,
         "normalization": front_end.normalization,
         "mean": front_end.mean,
@@ -52,7 +53,7 @@ def clip_options(front_end: FrontEnd, rule: ClipRule) -> dict[str, Any]:
 
 
 def features(waveform: np.ndarray, front_end: FrontEnd, threads: int = 1, vtlp: float = 1.0) -> np.ndarray:
-    """Normalised features (channels, frames, bands) float32 of a waveform (n,) float32 at int16 scale.
+    """Normalised features (planes, frames, bands) float32 of a waveform (n,) float32 at int16 scale.
 
     The waveform is at ``front_end.sampling_rate``; the result does not depend on ``threads``.  ``vtlp`` other than 1 is
     vocal-tract-length perturbation of training data (``reference.mel_filters``); more than 1 lowers the formants.
@@ -60,7 +61,11 @@ def features(waveform: np.ndarray, front_end: FrontEnd, threads: int = 1, vtlp: 
     engine = engine_module()
     static = engine.log_mel(waveform, threads=threads, vtlp=vtlp, **log_mel_options(front_end))
     values = engine.add_deltas(static, front_end.channels, front_end.delta_window)
-    return np.asarray(engine.normalize(values, front_end.normalization, front_end.mean, front_end.std))
+    values = engine.normalize(values, front_end.normalization, front_end.mean, front_end.std)
+    if front_end.voice:
+        heard = engine.voice(waveform, threads=threads, **log_mel_options(front_end))
+        values = np.concatenate((values, heard[None]))
+    return np.asarray(values)
 
 
 def clips_and_table(values: np.ndarray, rule: ClipRule) -> tuple[np.ndarray, np.ndarray]:

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from avser_fast import reference
 from avser_fast.config import FrontEnd
 from avser_fast.errors import InputError
 from avser_fast.inference.audio import load_item
@@ -81,15 +79,11 @@ def compute_features(
         waveforms,
         channels=front_end.channels,
         delta_window=front_end.delta_window,
+        voice=front_end.voice,
         vtlp=vtlp,
         **log_mel_options(front_end),
     )
-    return [_with_voice(x, v, front_end) for x, v in zip(waveforms, values)] if front_end.voice else values
-
-
-def _with_voice(waveform: np.ndarray, values: np.ndarray, front_end: FrontEnd) -> np.ndarray:
-    heard = reference.voice(torch.from_numpy(waveform), front_end)
-    return reference.add_voice(torch.from_numpy(values), heard).numpy()
+    return values
 
 
 def normalized(values: np.ndarray, front_end: FrontEnd) -> np.ndarray:

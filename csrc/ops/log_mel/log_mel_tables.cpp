@@ -140,6 +140,8 @@ void check_log_mel(const LogMelOptions& o) {
 void check_voice(const LogMelOptions& o) {
   check_log_mel(o);
   const int64_t lags = static_cast<int64_t>(std::floor(static_cast<double>(o.sampling_rate) / kVoiceLeastPitch)) + 1;
+  AVSER_CHECK(o.sampling_rate >= 8000, config, "voice: sampling_rate: expected at least 8000 hertz, got ",
+              o.sampling_rate);
   AVSER_CHECK(o.mel_bands >= kVoiceValues, config, "voice: mel_bands: expected at least ", kVoiceValues, ", got ",
               o.mel_bands);
   AVSER_CHECK(std::fabs(o.preemphasis) < 1, config, "voice: preemphasis: expected a factor between -1 and 1, got ",
