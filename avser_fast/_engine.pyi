@@ -44,35 +44,19 @@ def log_mel(
     ``vtlp`` (0.5..2) other than 1 warps the mel filters; ``vtlp_high_hz`` is then below half the sampling rate.
     """
 
-def voice(
-    waveform: NDArray[np.int16] | NDArray[np.float32] | NDArray[np.float64],
-    *,
-    sampling_rate: int = 16000,
-    mel_bands: int = 40,
-    frame_length: int = 400,
-    frame_step: int = 160,
-    n_fft: int = 512,
-    preemphasis: float = 0.97,
-    low_hz: float = 0.0,
-    high_hz: float = 8000.0,
-    dtype: Literal["float32", "float64"] = "float32",
-    threads: int = 1,
-    vtlp: float = 1.0,
-    vtlp_high_hz: float = 4800.0,
-) -> NDArray[Any]:
-    """Plane (frames, mel_bands) of the voice, see ``reference.voice``: four values, then zeros.
-
-    Arguments as of ``log_mel``; those of the mel filters mean nothing.  ConfigError unless ``n_fft`` holds a frame and
-    the longest period.
-    """
-
 def add_deltas(features: NDArray[np.float32] | NDArray[np.float64], channels: int, window: int = 2) -> NDArray[Any]:
     """(frames, bands) to (channels, frames, bands): static, delta, delta of delta; see ``reference.add_deltas``."""
 
 def normalize(
-    features: NDArray[np.float32], rule: str, mean: Sequence[float] = (), std: Sequence[float] = ()
+    features: NDArray[np.float32],
+    rule: str,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    channels: int | None = None,
 ) -> NDArray[np.float32]:
-    """(channels, frames, bands), the shape is kept; ``rule`` and its values as in ``config.FrontEnd``.
+    """(planes, frames, bands), the shape is kept; ``rule`` and its values as in ``config.FrontEnd``.
+
+    The first ``channels`` planes are normalised, all by default; the others are copied.
 
     See ``reference.normalize``.
     """
@@ -128,8 +112,13 @@ def front_end(
     high_hz: float = 8000.0,
     vtlp: float = 1.0,
     voice: bool = False,
+    threads: int = 1,
 ) -> list[NDArray[np.float32]]:
-    """``log_mel``, ``add_deltas`` and, if wanted, ``voice`` of every waveform, (planes, frames, mel_bands)."""
+    """``reference.log_mel``, ``add_deltas`` and, if wanted, ``voice`` of every waveform: (planes, frames, mel_bands).
+
+    Waveforms are contiguous, at int16 scale; with ``voice`` ConfigError unless ``n_fft`` holds a frame and the longest
+    period.
+    """
 
 def measure_peak(precision: Literal["float32", "bf16", "int8"], seconds: float = 0.2, threads: int = 1) -> float:
     """Multiply-adds per second of a loop on registers alone, the ceiling of any kernel on this machine.

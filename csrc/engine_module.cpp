@@ -52,40 +52,35 @@ py::array_t<T> contiguous(const py::array& a) {
   return py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(a);
 }
 
-// What the front end makes of every frame, (frames, mel_bands).
-enum class PerFrame { log_mel, voice };
-
 template <typename T>
-py::array per_frame(PerFrame what, const Waveform& waveform, const LogMelOptions& options, int threads) {
+py::array log_mel_as(const Waveform& waveform, const LogMelOptions& options, int threads) {
   const int64_t frames = log_mel_frames(waveform.samples, options);
   py::array_t<T> out({frames, options.mel_bands});
   T* to = out.mutable_data();
   PoolExecutor executor(threads);
   py::gil_scoped_release release;
-  what == PerFrame::log_mel ? log_mel(waveform, options, to, executor) : voice(waveform, options, to, executor);
+  log_mel(waveform, options, to, executor);
   return out;
 }
 
-template <PerFrame kWhat>
-py::array per_frame_array(const py::array& given, int64_t sampling_rate, int64_t mel_bands, int64_t frame_length,
-                          int64_t frame_step, int64_t n_fft, double preemphasis, double low_hz, double high_hz,
-                          const std::string& dtype, int threads, double vtlp, double vtlp_high_hz) {
-  const char* const name = kWhat == PerFrame::log_mel ? "log_mel" : "voice";
-  AVSER_CHECK(given.ndim() == 1 && (holds<int16_t>(given) || holds<float>(given) || holds<double>(given)), input, name,
-              ": waveform: expected a 1-D array of int16, float32 or float64, got ", describe(given));
-  AVSER_CHECK(given.shape(0) >= 1, input, name, ": waveform: expected at least 1 sample, got 0");
-  AVSER_CHECK(dtype == "float32" || dtype == "float64", config, name, ": dtype: expected float32 or float64, got '",
+py::array log_mel_array(const py::array& given, int64_t sampling_rate, int64_t mel_bands, int64_t frame_length,
+                        int64_t frame_step, int64_t n_fft, double preemphasis, double low_hz, double high_hz,
+                        const std::string& dtype, int threads, double vtlp, double vtlp_high_hz) {
+  AVSER_CHECK(given.ndim() == 1 && (holds<int16_t>(given) || holds<float>(given) || holds<double>(given)), input,
+              "log_mel: waveform: expected a 1-D array of int16, float32 or float64, got ", describe(given));
+  AVSER_CHECK(given.shape(0) >= 1, input, "log_mel: waveform: expected at least 1 sample, got 0");
+  AVSER_CHECK(dtype == "float32" || dtype == "float64", config, "log_mel: dtype: expected float32 or float64, got '",
               dtype, "'");
   const LogMelOptions options{sampling_rate, mel_bands, frame_length, frame_step, n_fft,
                               preemphasis,   low_hz,    high_hz,      vtlp,       vtlp_high_hz};
-  kWhat == PerFrame::log_mel ? check_log_mel(options) : check_voice(options);
+  check_log_mel(options);
   const py::array a = readable(given);
   const SampleType type = holds<int16_t>(a) ? SampleType::int16
                           : holds<float>(a) ? SampleType::float32
                                             : SampleType::float64;
   const Waveform waveform{a.data(), type, a.shape(0), a.strides(0) / a.itemsize()};
-  return dtype == "float32" ? per_frame<float>(kWhat, waveform, options, threads)
-                            : per_frame<double>(kWhat, waveform, options, threads);
+  return dtype == "float32" ? log_mel_as<float>(waveform, options, threads)
+                            : log_mel_as<double>(waveform, options, threads);
 }
 
 template <typename T>
@@ -109,14 +104,17 @@ py::array add_deltas_array(const py::array& features, int64_t channels, int64_t 
 }
 
 py::array normalize_array(const py::array& features, const std::string& rule, const std::vector<double>& mean,
-                          const std::vector<double>& std) {
+                          const std::vector<double>& std, const std::optional<int64_t>& channels) {
   AVSER_CHECK(features.ndim() == 3 && holds<float>(features), input,
               "normalize: features: expected a (channels, frames, bands) array of float32, got ", describe(features));
   const Normalization normalization{normalize_rule(rule), mean, std};
+  const int64_t normalised = channels.value_or(features.shape(0));
+  AVSER_CHECK(normalised >= 0 && normalised <= features.shape(0), config, "normalize: channels: expected 0..",
+              features.shape(0), ", got ", normalised);
   py::array_t<float, py::array::c_style> out(py::array(features.attr("copy")("C")));
   float* values = out.mutable_data();
   const py::gil_scoped_release release;
-  normalize(values, out.shape(0), out.shape(1), out.shape(2), normalization);
+  normalize(values, normalised, out.shape(1), out.shape(2), normalization);
   return out;
 }
 
@@ -221,18 +219,14 @@ void bind_front_end(py::module_& m) {
   m.def("build_info", &build_info);
   m.def("supported_isas", [] { return names(supported_isas()); });
   m.def("cpu_isa", [] { return isa_name(current_isa()); });
-  const auto define = [&](const char* name, auto function) {
-    m.def(name, function, py::arg("waveform"), py::kw_only(), py::arg("sampling_rate") = o.sampling_rate,
-          py::arg("mel_bands") = o.mel_bands, py::arg("frame_length") = o.frame_length,
-          py::arg("frame_step") = o.frame_step, py::arg("n_fft") = o.n_fft, py::arg("preemphasis") = o.preemphasis,
-          py::arg("low_hz") = o.low_hz, py::arg("high_hz") = o.high_hz, py::arg("dtype") = "float32",
-          py::arg("threads") = 1, py::arg("vtlp") = o.vtlp, py::arg("vtlp_high_hz") = o.vtlp_high_hz);
-  };
-  define("log_mel", &per_frame_array<PerFrame::log_mel>);
-  define("voice", &per_frame_array<PerFrame::voice>);
+  m.def("log_mel", &log_mel_array, py::arg("waveform"), py::kw_only(), py::arg("sampling_rate") = o.sampling_rate,
+        py::arg("mel_bands") = o.mel_bands, py::arg("frame_length") = o.frame_length,
+        py::arg("frame_step") = o.frame_step, py::arg("n_fft") = o.n_fft, py::arg("preemphasis") = o.preemphasis,
+        py::arg("low_hz") = o.low_hz, py::arg("high_hz") = o.high_hz, py::arg("dtype") = "float32",
+        py::arg("threads") = 1, py::arg("vtlp") = o.vtlp, py::arg("vtlp_high_hz") = o.vtlp_high_hz);
   m.def("add_deltas", &add_deltas_array, py::arg("features"), py::arg("channels"), py::arg("window") = 2);
   m.def("normalize", &normalize_array, py::arg("features"), py::arg("rule"), py::arg("mean") = std::vector<double>(),
-        py::arg("std") = std::vector<double>());
+        py::arg("std") = std::vector<double>(), py::arg("channels") = py::none());
   m.def("clip_table", &clip_table_array, py::arg("frames"), py::arg("clips"), py::arg("clip_frames"), py::arg("rule"));
   m.def("frame_clips", &frame_clips_array, py::arg("features"), py::arg("clips"), py::arg("clip_frames"),
         py::arg("rule"));

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from avser_fast import config, reference
 from avser_fast.config import FrontEnd
-from avser_fast.inference.features import engine_module
+from avser_fast.inference.features import engine_module, normalized
 from avser_fast.nn import AVRE, MDSCM, Fusion
 
-from .data.features import normalized
 from .data.prepared import PreparedCorpus
 from .settings import Settings
 

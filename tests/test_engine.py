@@ -88,7 +88,7 @@ MEMBERS = [
         statistics=1,
         statistics_hidden=1,
     ),
-    # Tokens wide enough for products by halves, an even and an odd number of them; rows enough for workers of their own.
+    # Tokens wide enough for products by halves, an even and an odd number; rows enough for workers of their own.
     *(
         MDSCM(
             mel_bands=128,

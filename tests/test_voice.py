@@ -14,10 +14,11 @@ import torch
 import avser_fast
 from avser_fast import config, nn, reference
 from avser_fast.errors import ConfigError
+from avser_fast.inference.features import normalized
 from avser_fast.inference.weights import write_model
 from avser_fast.testing import assert_close
 from python_training.data.augment import Augmentation, augment_features
-from python_training.data.features import compute_features, feature_options, normalized
+from python_training.data.features import compute_features, feature_options
 
 FRONT = config.FrontEnd(channels=3, frame_length=640, n_fft=1024, voice=True)
 NETWORK = config.MDSCM(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -52,20 +53,36 @@ def clip_options(front_end: FrontEnd, rule: ClipRule) -> dict[str, Any]:
     }
 
 
+def raw_features(
+    waveforms: Sequence[np.ndarray], front_end: FrontEnd, threads: int = 1, vtlp: float = 1.0
+) -> list[np.ndarray]:
+    """Features (planes, frames, bands) float32, not normalised, of waveforms (n,) int16 or float32 at int16 scale."""
+    made: list[np.ndarray] = engine_module().front_end(
+        [np.ascontiguousarray(x) for x in waveforms],
+        channels=front_end.channels,
+        delta_window=front_end.delta_window,
+        voice=front_end.voice,
+        vtlp=vtlp,
+        threads=threads,
+        **log_mel_options(front_end),
+    )
+    return made
+
+
+def normalized(values: np.ndarray, front_end: FrontEnd) -> np.ndarray:
+    """Features (planes, frames, bands) as the networks read them: the channels normalised, the voice as it is."""
+    rule, channels = front_end.normalization, front_end.channels
+    return np.asarray(engine_module().normalize(values, rule, front_end.mean, front_end.std, channels))
+
+
 def features(waveform: np.ndarray, front_end: FrontEnd, threads: int = 1, vtlp: float = 1.0) -> np.ndarray:
     """Normalised features (planes, frames, bands) float32 of a waveform (n,) float32 at int16 scale.
 
     The waveform is at ``front_end.sampling_rate``; the result does not depend on ``threads``.  ``vtlp`` other than 1 is
     vocal-tract-length perturbation of training data (``reference.mel_filters``); more than 1 lowers the formants.
     """
-    engine = engine_module()
-    static = engine.log_mel(waveform, threads=threads, vtlp=vtlp, **log_mel_options(front_end))
-    values = engine.add_deltas(static, front_end.channels, front_end.delta_window)
-    values = engine.normalize(values, front_end.normalization, front_end.mean, front_end.std)
-    if front_end.voice:
-        heard = engine.voice(waveform, threads=threads, **log_mel_options(front_end))
-        values = np.concatenate((values, heard[None]))
-    return np.asarray(values)
+    (values,) = raw_features([waveform], front_end, threads, vtlp)
+    return normalized(values, front_end)
 
 
 def clips_and_table(values: np.ndarray, rule: ClipRule) -> tuple[np.ndarray, np.ndarray]:

@@ -76,7 +76,7 @@ def voice(waveform: Tensor, front_end: FrontEnd) -> Tensor:
 
 
 def add_voice(features: Tensor, values: Tensor) -> Tensor:
-    """Features (..., channels, frames, bands) and one more plane, whose first columns are ``voice`` (..., frames, 4)."""
+    """Features (..., channels, frames, bands) and one more plane: ``voice`` (..., frames, 4), then zeros."""
     spare = features.shape[-1] - values.shape[-1]
     plane = torch.nn.functional.pad(values, (0, spare)).unsqueeze(-3)
     return torch.cat((features, plane.to(features.dtype)), dim=-3)

@@ -11,10 +11,10 @@
 #include "common/executor.h"
 #include "engine/buffer.h"
 #include "engine/engine.h"
+#include "model/front_end.h"
 #include "model/safetensors.h"
 #include "model/spec.h"
 #include "ops/frame_clips/frame_clips.h"
-#include "ops/log_mel/add_deltas.h"
 #include "ops/log_mel/log_mel.h"
 #include "ops/normalize/normalize.h"
 #include "ops/resample/resample.h"
@@ -141,9 +141,7 @@ Result SpeechModel::run_samples(const Sample* samples, int64_t count, int64_t ra
   const int64_t frames = log_mel_frames(waveform.samples, options), bands = options.mel_bands;
   constexpr int64_t kFloat32 = sizeof(float);
   const Buffer features(front.planes() * frames * bands * kFloat32);
-  log_mel(waveform, options, features.as<float>(), executor);
-  add_deltas(features.as<float>(), frames, bands, front.channels, front.delta_window, features.as<float>(), executor);
-  if (front.voice) voice(waveform, options, features.as<float>() + front.channels * frames * bands, executor);
+  run_front_end(waveform, front, features.as<float>(), executor);
   normalize(features.as<float>(), front.channels, frames, bands, front.normalization);
 
   const ClipTable table = voting_clips(frames, spec_->clip_rule);

@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "common/check.h"
+#include "common/executor.h"
+#include "model/front_end.h"
 #include "recordings/recordings.h"
 
 namespace py = pybind11;
@@ -99,16 +101,20 @@ Waveform view(const py::array& array) {
 }
 
 py::list front_end_arrays(const std::vector<py::array>& arrays, int64_t channels, int64_t delta_window, bool voice,
-                          const LogMelOptions& options) {
+                          const LogMelOptions& options, int threads) {
   voice ? check_voice(options) : check_log_mel(options);
   AVSER_CHECK(channels >= 1 && channels <= 3, config, "front_end: channels: expected 1, 2 or 3, got ", channels);
   const FrontEnd front_end{options, channels, delta_window, {}, voice};
   std::vector<Waveform> waveforms;
   for (const py::array& array : arrays) waveforms.push_back(view(array));
+  PoolExecutor executor(threads);
   std::vector<Block<float>> made;
   {
     const py::gil_scoped_release release;
-    for (const Waveform& waveform : waveforms) made.push_back(features(waveform, front_end));
+    for (const Waveform& waveform : waveforms) {
+      made.emplace_back(front_end.planes() * log_mel_frames(waveform.samples, options) * options.mel_bands);
+      run_front_end(waveform, front_end, made.back().data.get(), executor);
+    }
   }
   py::list out;
   for (size_t i = 0; i < made.size(); ++i) {
@@ -128,16 +134,16 @@ void bind_recordings(py::module_& m) {
       "front_end",
       [](const std::vector<py::array>& waveforms, int64_t channels, int64_t delta_window, int64_t sampling_rate,
          int64_t mel_bands, int64_t frame_length, int64_t frame_step, int64_t n_fft, double preemphasis, double low_hz,
-         double high_hz, double vtlp, bool voice) {
+         double high_hz, double vtlp, bool voice, int threads) {
         return front_end_arrays(
             waveforms, channels, delta_window, voice,
-            {sampling_rate, mel_bands, frame_length, frame_step, n_fft, preemphasis, low_hz, high_hz, vtlp});
+            {sampling_rate, mel_bands, frame_length, frame_step, n_fft, preemphasis, low_hz, high_hz, vtlp}, threads);
       },
       py::arg("waveforms"), py::kw_only(), py::arg("channels") = 1, py::arg("delta_window") = 2,
       py::arg("sampling_rate") = o.sampling_rate, py::arg("mel_bands") = o.mel_bands,
       py::arg("frame_length") = o.frame_length, py::arg("frame_step") = o.frame_step, py::arg("n_fft") = o.n_fft,
       py::arg("preemphasis") = o.preemphasis, py::arg("low_hz") = o.low_hz, py::arg("high_hz") = o.high_hz,
-      py::arg("vtlp") = o.vtlp, py::arg("voice") = false);
+      py::arg("vtlp") = o.vtlp, py::arg("voice") = false, py::arg("threads") = 1);
   py::class_<Decoder>(m, "Decoder")
       .def(py::init([](uintptr_t open_virtual, uintptr_t readf_short, uintptr_t readf_float, uintptr_t error,
                        uintptr_t close) { return Decoder({open_virtual, readf_short, readf_float, error, close}); }),

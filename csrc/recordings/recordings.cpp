@@ -7,7 +7,6 @@
 #include <cerrno>
 
 #include "common/executor.h"
-#include "ops/log_mel/add_deltas.h"
 #include "ops/resample/resample.h"
 
 namespace avser {
@@ -66,18 +65,6 @@ Sound at_rate(const float* samples, int64_t count, int64_t stride, int64_t from_
   resample(samples, count, stride, from_rate, to_rate, out.real.data.get(), executor);
   out.whole = whole_numbers(out.real);
   if (out.whole.size > 0) out.real = {};
-  return out;
-}
-
-Block<float> features(const Waveform& waveform, const FrontEnd& front_end) {
-  const int64_t frames = log_mel_frames(waveform.samples, front_end.log_mel), bands = front_end.log_mel.mel_bands;
-  Block<float> out(front_end.planes() * frames * bands);
-  SerialExecutor executor;
-  log_mel(waveform, front_end.log_mel, out.data.get(), executor);
-  add_deltas(out.data.get(), frames, bands, front_end.channels, front_end.delta_window, out.data.get(), executor);
-  if (front_end.voice) {
-    voice(waveform, front_end.log_mel, out.data.get() + front_end.channels * frames * bands, executor);
-  }
   return out;
 }
 

@@ -9,7 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "model/spec.h"
 #include "ops/log_mel/log_mel.h"
 
 namespace avser {
@@ -46,8 +45,5 @@ struct Sndfile {
 
 // A whole wav or FLAC file, averaged to mono, at `to_rate`.
 Sound decode(const Sndfile& library, const uint8_t* bytes, int64_t size, int64_t to_rate);
-
-// Features (planes, frames, bands), not normalised.
-Block<float> features(const Waveform& waveform, const FrontEnd& front_end);
 
 }  // namespace avser

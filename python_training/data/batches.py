@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from avser_fast.config import ClipRule, FrontEnd
-from avser_fast.inference.features import engine_module
+from avser_fast.inference.features import engine_module, normalized
 
 from .augment import Augmentation, WaveformChange, augment_face, augment_features
 from .faces import FRAMES, to_unit
-from .features import compute_features, normalized
+from .features import compute_features
 from .prepared import PreparedCorpus
 
 #: From an item and its generator to values, which clips vote, and the values before augmentation.

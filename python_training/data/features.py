@@ -11,7 +11,7 @@ import numpy as np
 from avser_fast.config import FrontEnd
 from avser_fast.errors import InputError
 from avser_fast.inference.audio import load_item
-from avser_fast.inference.features import engine_module, log_mel_options, resample
+from avser_fast.inference.features import engine_module, log_mel_options, raw_features, resample
 
 #: Hertz of the waveforms of a prepared corpus.
 SAMPLING_RATE = 16000
@@ -75,19 +75,4 @@ def compute_features(
     if speed != 1.0:
         rate = front_end.sampling_rate
         waveforms = [resample(x.astype(np.float32, copy=False), round(rate * speed), rate) for x in waveforms]
-    values: list[np.ndarray] = engine_module().front_end(
-        waveforms,
-        channels=front_end.channels,
-        delta_window=front_end.delta_window,
-        voice=front_end.voice,
-        vtlp=vtlp,
-        **log_mel_options(front_end),
-    )
-    return values
-
-
-def normalized(values: np.ndarray, front_end: FrontEnd) -> np.ndarray:
-    """Features (planes, frames, bands) as the networks read them: the channels normalised, the voice as it is."""
-    channels = np.ascontiguousarray(values[: front_end.channels])
-    made = np.asarray(engine_module().normalize(channels, front_end.normalization, front_end.mean, front_end.std))
-    return np.concatenate((made, values[front_end.channels :])) if front_end.voice else made
+    return raw_features(waveforms, front_end, vtlp=vtlp)

@@ -20,14 +20,15 @@ struct Scratch {
   double* data;
 };
 
-template <typename T, typename Run>
-void run_all(const Waveform& waveform, const LogMelOptions& options, T* out, Executor& executor,
-             int64_t (*scratch_bytes)(const LogMelTables&), Run run) {
+template <typename T>
+void run_all(const Waveform& waveform, const LogMelOptions& options, T* out, T* voice, Executor& executor,
+             const LogMelKernels& kernels,
+             void (*run)(const Waveform&, const LogMelTables&, int64_t, int64_t, T*, T*, double*)) {
   const auto tables = log_mel_tables(options);
   const int64_t frames = log_mel_frames(waveform.samples, options);
   executor.parallel_for(frames, kFramesPerPiece, [&](int64_t begin, int64_t end, int) {
-    const Scratch scratch(scratch_bytes(*tables));
-    run(waveform, *tables, begin, end, out, scratch.data);
+    const Scratch scratch(kernels.scratch_bytes(*tables, voice != nullptr));
+    run(waveform, *tables, begin, end, out, voice, scratch.data);
   });
 }
 
@@ -35,24 +36,19 @@ void run_all(const Waveform& waveform, const LogMelOptions& options, T* out, Exe
 
 void log_mel(const Waveform& waveform, const LogMelOptions& options, float* out, Executor& executor) {
   const LogMelKernels& kernels = AVSER_PICK(log_mel_kernels);
-  run_all(waveform, options, out, executor, kernels.scratch_bytes, kernels.run_float);
+  run_all<float>(waveform, options, out, nullptr, executor, kernels, kernels.run_float);
 }
 
 void log_mel(const Waveform& waveform, const LogMelOptions& options, double* out, Executor& executor) {
   const LogMelKernels& kernels = AVSER_PICK(log_mel_kernels);
-  run_all(waveform, options, out, executor, kernels.scratch_bytes, kernels.run_double);
+  run_all<double>(waveform, options, out, nullptr, executor, kernels, kernels.run_double);
 }
 
-void voice(const Waveform& waveform, const LogMelOptions& options, float* out, Executor& executor) {
+void log_mel_and_voice(const Waveform& waveform, const LogMelOptions& options, float* out, float* voice,
+                       Executor& executor) {
   const LogMelKernels& kernels = AVSER_PICK(log_mel_kernels);
   check_voice(options);
-  run_all(waveform, options, out, executor, kernels.voice_scratch_bytes, kernels.voice_float);
-}
-
-void voice(const Waveform& waveform, const LogMelOptions& options, double* out, Executor& executor) {
-  const LogMelKernels& kernels = AVSER_PICK(log_mel_kernels);
-  check_voice(options);
-  run_all(waveform, options, out, executor, kernels.voice_scratch_bytes, kernels.voice_double);
+  run_all(waveform, options, out, voice, executor, kernels, kernels.run_float);
 }
 
 }  // namespace avser

@@ -86,20 +86,18 @@ constexpr double kVoiceLeastHz = 40.0;  // hum counts below it
 // Throws a config error unless a frame's transform holds the autocorrelation up to the lowest pitch.
 void check_voice(const LogMelOptions& options);
 
-// out is (frames, mel_bands) like the features: the values, then zeros.
-void voice(const Waveform& waveform, const LogMelOptions& options, float* out, Executor& executor);
-void voice(const Waveform& waveform, const LogMelOptions& options, double* out, Executor& executor);
+// The features and, (frames, mel_bands) like them, the voice: its values, then zeros.
+void log_mel_and_voice(const Waveform& waveform, const LogMelOptions& options, float* out, float* voice,
+                       Executor& executor);
 
 struct LogMelKernels {
   int lanes;  // frames that go through one transform together
-  int64_t (*scratch_bytes)(const LogMelTables& tables);
-  // Frames [begin, end) into rows [begin, end) of out; scratch is 64-byte aligned.
-  void (*run_float)(const Waveform&, const LogMelTables&, int64_t begin, int64_t end, float* out, double* scratch);
-  void (*run_double)(const Waveform&, const LogMelTables&, int64_t begin, int64_t end, double* out, double* scratch);
-  // The same for the voice.
-  int64_t (*voice_scratch_bytes)(const LogMelTables& tables);
-  void (*voice_float)(const Waveform&, const LogMelTables&, int64_t begin, int64_t end, float* out, double* scratch);
-  void (*voice_double)(const Waveform&, const LogMelTables&, int64_t begin, int64_t end, double* out, double* scratch);
+  int64_t (*scratch_bytes)(const LogMelTables& tables, bool voice);
+  // Frames [begin, end) into rows [begin, end) of out and of voice, if it is not null; scratch is 64-byte aligned.
+  void (*run_float)(const Waveform&, const LogMelTables&, int64_t begin, int64_t end, float* out, float* voice,
+                    double* scratch);
+  void (*run_double)(const Waveform&, const LogMelTables&, int64_t begin, int64_t end, double* out, double* voice,
+                     double* scratch);
   // Natural log of n doubles (n a multiple of lanes), for tests.
   void (*log)(const double* x, double* y, int64_t n);
 };

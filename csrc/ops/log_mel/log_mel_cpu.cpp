@@ -247,8 +247,6 @@ void write(const double* features, int64_t bands, int64_t count, T* out) {
   }
 }
 
-int64_t scratch_bytes(const LogMelTables& t) { return Memory::bytes(t, Rows(t.options)); }
-
 // Power spectra of kLanes frames from `frame` on, in m.rows.
 void spectra(const Waveform& waveform, const LogMelTables& t, const Rows& shape, int64_t frame, const Memory& m) {
   const auto fill = [&](const auto* x) {
@@ -269,17 +267,6 @@ void spectra(const Waveform& waveform, const LogMelTables& t, const Rows& shape,
   power(m.z, t, m.rows);
 }
 
-template <typename T>
-void run(const Waveform& waveform, const LogMelTables& t, int64_t begin, int64_t end, T* out, double* scratch) {
-  const Rows shape(t.options);
-  const Memory m(scratch, t, shape);
-  for (int64_t frame = begin; frame < end; frame += kLanes) {
-    spectra(waveform, t, shape, frame, m);
-    bands(m.rows, t, m.features);
-    write(m.features, t.options.mel_bands, std::min<int64_t>(kLanes, end - frame), out + frame * t.options.mel_bands);
-  }
-}
-
 // Behind the memory of the features: the autocorrelation, and where in the spectrum each of its points is found.
 struct VoiceMemory : Memory {
   double* lags;
@@ -297,7 +284,10 @@ struct VoiceMemory : Memory {
   }
 };
 
-int64_t voice_scratch_bytes(const LogMelTables& t) { return VoiceMemory::bytes(t, Rows(t.options)); }
+int64_t scratch_bytes(const LogMelTables& t, bool voice) {
+  const Rows shape(t.options);
+  return voice ? VoiceMemory::bytes(t, shape) : Memory::bytes(t, shape);
+}
 
 // The transform of a real and even sequence, at the lags, of its value at 0.
 void autocorrelation(const double* z, const LogMelTables& t, double* lags) {
@@ -356,28 +346,42 @@ void describe(const double* spectrum, const double* lags, const LogMelTables& t,
   store(values + 3 * kLanes, periodic);
 }
 
-template <typename T>
-void run_voice(const Waveform& waveform, const LogMelTables& t, int64_t begin, int64_t end, T* out, double* scratch) {
-  const Rows shape(t.options);
-  const VoiceMemory m(scratch, t, shape);
-  std::fill_n(m.features, t.options.mel_bands * kLanes, 0.0);
-  for (int64_t frame = begin; frame < end; frame += kLanes) {
-    spectra(waveform, t, shape, frame, m);
-    for (int64_t k = 0; k <= t.half; ++k)
-      store(m.rows + k * kLanes, load(m.rows + k * kLanes) * broadcast(t.whiten[k]));
-    transform(m, m.mirror, t);
-    autocorrelation(m.z, t, m.lags);
-    describe(m.rows, m.lags, t, m.features);
-    write(m.features, t.options.mel_bands, std::min<int64_t>(kLanes, end - frame), out + frame * t.options.mel_bands);
+// From power spectra to the voice; the spectra are whitened.
+void listen(const VoiceMemory& m, const LogMelTables& t) {
+  for (int64_t k = 0; k <= t.half; ++k) {
+    store(m.rows + k * kLanes, load(m.rows + k * kLanes) * broadcast(t.whiten[k]));
   }
+  transform(m, m.mirror, t);
+  autocorrelation(m.z, t, m.lags);
+  describe(m.rows, m.lags, t, m.features);
+  std::fill_n(m.features + kVoiceValues * kLanes, (t.options.mel_bands - kVoiceValues) * kLanes, 0.0);
+}
+
+template <typename T>
+void run(const Waveform& waveform, const LogMelTables& t, int64_t begin, int64_t end, T* out, T* voice,
+         double* scratch) {
+  const Rows shape(t.options);
+  const int64_t mel_bands = t.options.mel_bands;
+  const auto frames = [&](const auto& m, const auto& more) {
+    for (int64_t frame = begin; frame < end; frame += kLanes) {
+      const int64_t count = std::min<int64_t>(kLanes, end - frame);
+      spectra(waveform, t, shape, frame, m);
+      bands(m.rows, t, m.features);
+      write(m.features, mel_bands, count, out + frame * mel_bands);
+      more(m, frame, count);
+    }
+  };
+  if (voice == nullptr) return frames(Memory(scratch, t, shape), [](const Memory&, int64_t, int64_t) {});
+  frames(VoiceMemory(scratch, t, shape), [&](const VoiceMemory& m, int64_t frame, int64_t count) {
+    listen(m, t);
+    write(m.features, mel_bands, count, voice + frame * mel_bands);
+  });
 }
 
 }  // namespace
 
 const LogMelKernels& log_mel_kernels() {
-  static const LogMelKernels kernels{
-      kLanes,   &scratch_bytes, &run<float>, &run<double>, &voice_scratch_bytes, &run_voice<float>, &run_voice<double>,
-      &log_many};
+  static const LogMelKernels kernels{kLanes, &scratch_bytes, &run<float>, &run<double>, &log_many};
   return kernels;
 }
 
