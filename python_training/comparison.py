@@ -55,6 +55,7 @@ def collect(folder: Path, out: Path) -> None:
 def changes(run: Run, base: Run) -> dict[str, Any]:
     """Settings of ``run`` that are not those of ``base``, by dotted name; a manifest names folders and is none."""
     own, known = flatten(run.settings), flatten(base.settings)
+    own = {**{n: False for n, value in known.items() if value is True}, **own}  # `config.plain` leaves out what is off
     return {n: value for n, value in own.items() if known.get(n) != value and not n.endswith("manifest_sha256")}
 
 

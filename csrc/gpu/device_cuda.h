@@ -132,6 +132,7 @@ AVSER_DEVICE float exponential(float x) { return expf(x); }
 AVSER_DEVICE float tangent(float x) { return tanhf(x); }  // hyperbolic
 AVSER_DEVICE float square_root(float x) { return __fsqrt_rn(x); }
 AVSER_DEVICE double square_root(double x) { return __dsqrt_rn(x); }
+AVSER_DEVICE float natural_log(float x) { return logf(x); }
 AVSER_DEVICE double natural_log(double x) { return log(x); }
 
 AVSER_DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }

@@ -162,6 +162,7 @@ inline float exponential(float x) { return std::exp(x); }
 inline float tangent(float x) { return std::tanh(x); }  // hyperbolic
 inline float square_root(float x) { return std::sqrt(x); }
 inline double square_root(double x) { return std::sqrt(x); }
+inline float natural_log(float x) { return std::log(x); }
 inline double natural_log(double x) { return std::log(x); }
 
 inline uint32_t float_bits(float x) { return detail::bits_of(x); }

@@ -76,7 +76,9 @@ AVSER_KERNEL void AVSER_LAUNCH_BOUNDS(kThreads, 1)
     program_kernel(AVSER_GRID_CONSTANT const Program program, AVSER_GRID_CONSTANT const Run run, int begin, int end) {
   const int convolution_steps = program.convolution_steps();
   for_each_group(
-      run, program.memory_bytes, [&](const Batch& batch, const Team& team, char* memory, int first, int clips) {
+      run, program.memory_bytes,
+      // A call would put what it captures on a stack.
+      [&](const Batch& batch, const Team& team, char* memory, int first, int clips) __attribute__((always_inline)) {
         for (int slot = 0; slot < clips; ++slot) {
           const float* clip = run.clips + (first + slot) * program.clip_floats;
           for (int step = begin; step < least(end, convolution_steps); ++step) {

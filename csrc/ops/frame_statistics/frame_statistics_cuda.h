@@ -21,40 +21,57 @@ AVSER_HOST_DEVICE int frame_statistics_width(const FrameStatisticsStage& stage) 
   return (1 + stage.channels) * stage.maps + (stage.voice ? static_cast<int>(kVoiceStatistics) : 0);
 }
 AVSER_HOST_DEVICE int frame_statistics_shared(const FrameStatisticsStage& stage) {
-  return 4 * (stage.frames * (1 + stage.maps + (stage.voice ? 1 : 0)) + frame_statistics_width(stage));
+  return 4 * (stage.frames * (1 + stage.maps + (stage.voice ? 1 + static_cast<int>(kVoiceValues) : 0)) +
+              frame_statistics_width(stage));
 }
 
 constexpr float kVarianceEpsilon = 1e-5f;
 
-// Weighted moments over the frames, by one warp; the same bits in each lane.
+// A value per frame.
+struct Column {
+  Shared<float> first;
+  int stride;
+  AVSER_DEVICE float operator[](int t) const { return first[t * stride]; }
+};
+
+// Weighted sums over the frames, by one warp; the same bits in each lane.
 struct Weighted {
-  const Shared<float> weights;
+  Shared<float> weights;
   int frames;
   float total;
-
-  AVSER_DEVICE Weighted(const Shared<float>& of, int n) : weights(of), frames(n), total(0.0f) {
-    for (int t = lane(); t < n; t += kWarp) total += weights[t];
-    total = warp_sum(total);
-    total = total < 1e-9f ? 1e-9f : total;
-  }
-  template <typename Value>
-  AVSER_DEVICE float mean(const Value& value) const {
-    float sum = 0.0f;
-    for (int t = lane(); t < frames; t += kWarp) {
-      if (weights[t] != 0.0f) sum = multiply_add(weights[t], value(t), sum);
-    }
-    return warp_sum(sum) / total;
-  }
 };
 
 struct Moments {
   float mean, deviation;
-  template <typename Value>
-  AVSER_DEVICE Moments(const Weighted& weighted, const Value& value)
-      : mean(weighted.mean(value)),
-        deviation(square_root(weighted.mean([&](int t) { return (value(t) - mean) * (value(t) - mean); }) +
-                              kVarianceEpsilon)) {}
 };
+
+AVSER_DEVICE Weighted weighted_by(const Shared<float>& weights, int frames) {
+  float total = 0.0f;
+  for (int t = lane(); t < frames; t += kWarp) total += weights[t];
+  total = warp_sum(total);
+  return {weights, frames, total < 1e-9f ? 1e-9f : total};
+}
+
+AVSER_DEVICE float mean_of(Weighted by, Column x) {
+  float sum = 0.0f;
+  for (int t = lane(); t < by.frames; t += kWarp) {
+    if (by.weights[t] != 0.0f) sum = multiply_add(by.weights[t], x[t], sum);
+  }
+  return warp_sum(sum) / by.total;
+}
+
+AVSER_DEVICE float covariance_of(Weighted by, Column x, float mean_x, Column y, float mean_y) {
+  float sum = 0.0f;
+  for (int t = lane(); t < by.frames; t += kWarp) {
+    if (by.weights[t] != 0.0f) sum = multiply_add(by.weights[t] * (x[t] - mean_x), y[t] - mean_y, sum);
+  }
+  return warp_sum(sum) / by.total;
+}
+
+AVSER_DEVICE Moments moments_of(Weighted by, Column x) {
+  const float mean = mean_of(by, x);
+  return {mean, square_root(covariance_of(by, x, mean, x, mean) + kVarianceEpsilon)};
+}
 
 // What a step of the pitch from the frame before counts; 0 where one of both is padding.
 AVSER_DEVICE float step_weight(const Shared<float>& voiced, int t, float step) {
@@ -63,82 +80,78 @@ AVSER_DEVICE float step_weight(const Shared<float>& voiced, int t, float step) {
   return (step < kLargestStep && -step < kLargestStep ? square_root(voiced[t] * voiced[t - 1]) : 0.0f) + kLeastStep;
 }
 
-// Statistics of the voice, in the order of frame_statistics_cpu.cpp, a part for each warp.  voice: (frames, bands), a
-// frame's first four; cepstra: (frames, maps); weight, voiced: (frames).
-AVSER_DEVICE void voice_statistics(const FrameStatisticsStage& stage, const float* voice, const Shared<float>& cepstra,
-                                   const Shared<float>& weight, const Shared<float>& voiced, const Shared<float>& out) {
-  constexpr float kSlope = 15.0f, kMiddle = 0.6f, kLeastWeight = 1e-6f, kPitchFloor = 0.02f;
-  constexpr double kStepFloor = 1e-4;
-  constexpr int kPairs = kCorrelatedCepstra * (kCorrelatedCepstra - 1) / 2;
-  constexpr int kPitch = kPairs, kSteps = kPitch + 2, kShare = kSteps + 4, kRatio = kShare + 2, kHarmonics = kRatio + 2;
-  constexpr int kWithPitch = kHarmonics + 2;
-  const int frames = stage.frames, bands = stage.bands, maps = stage.maps;
+// Statistics of the voice, in the order of frame_statistics_cpu.cpp, a part for each warp.  voice: (frames,
+// kVoiceValues); cepstra: (frames, maps); weight, voiced: (frames).
+AVSER_DEVICE void voice_statistics(const FrameStatisticsStage& stage, const Shared<float>& voice,
+                                   const Shared<float>& cepstra, const Shared<float>& weight,
+                                   const Shared<float>& voiced, const Shared<float>& out) {
+  constexpr float kSlope = 15.0f, kMiddle = 0.6f, kLeastWeight = 1e-6f, kPitchFloor = 0.02f, kStepFloor = 1e-4f;
+  constexpr int kCorrelated = static_cast<int>(kCorrelatedCepstra), kCepstra = static_cast<int>(kVoiceCepstra);
+  constexpr int kPairs = kCorrelated * (kCorrelated - 1) / 2;
+  constexpr int kPitch = kPairs, kSteps = kPitch + 2, kShare = kSteps + 4, kRatio = kShare + 2, kWithPitch = kRatio + 4;
+  constexpr int kColumns = static_cast<int>(kVoiceValues);
+  const int frames = stage.frames, maps = stage.maps;
   for (int t = thread(); t < frames; t += kThreads) {
-    const float gate = weight[t];
-    voiced[t] = gate == 0.0f ? 0.0f : gate * sigmoid((voice[t * bands + 3] - kMiddle) * kSlope) + kLeastWeight;
+    const float gate = weight[t], periodic = voice[t * kColumns + 3];
+    voiced[t] = gate == 0.0f ? 0.0f : gate * sigmoid((periodic - kMiddle) * kSlope) + kLeastWeight;
   }
   sync();
-  const auto column = [&](int which) { return [=](int t) { return voice[t * bands + which]; }; };
-  const auto cepstrum = [&](int which) { return [&cepstra, which, maps](int t) { return cepstra[t * maps + which]; }; };
-  const auto put = [&](int at, const Moments& moments) {
-    if (lane() != 0) return;
-    out[at] = moments.mean;
-    out[at + 1] = moments.deviation;
-  };
-  const Weighted heard(weight, frames), by_voice(voiced, frames);
-  const auto pitch = column(0);
-  for (int task = warp(); task < kPairs + static_cast<int>(kVoiceCepstra) + 5; task += kWarps) {
+  const Weighted heard = weighted_by(weight, frames), by_voice = weighted_by(voiced, frames);
+  const Column pitch{voice, kColumns};
+  for (int task = warp(); task < kPairs + kCepstra + 5; task += kWarps) {
+    const int which = task - kPairs;
     if (task < kPairs) {
       int i = 0, j = task + 1;
-      while (j >= kCorrelatedCepstra) {
+      while (j >= kCorrelated) {
         ++i;
-        j -= static_cast<int>(kCorrelatedCepstra) - 1 - i;
+        j -= kCorrelated - 1 - i;
       }
-      const Moments a(heard, cepstrum(i)), b(heard, cepstrum(j));
-      const float both =
-          heard.mean([&](int t) { return (cepstra[t * maps + i] - a.mean) * (cepstra[t * maps + j] - b.mean); });
-      if (lane() == 0) out[task] = both / (a.deviation * b.deviation);
-      continue;
-    }
-    const int which = task - kPairs;
-    if (which < kVoiceCepstra) {
-      const Moments p(by_voice, pitch), c(by_voice, cepstrum(which));
-      const float both =
-          by_voice.mean([&](int t) { return (pitch(t) - p.mean) * (cepstra[t * maps + which] - c.mean); });
-      if (lane() == 0) out[kWithPitch + which] = both / ((p.deviation + kPitchFloor) * c.deviation);
-    } else if (which == kVoiceCepstra) {
-      put(kPitch, Moments(by_voice, pitch));
-    } else if (which == kVoiceCepstra + 1) {
+      const Column a{cepstra + i, maps}, b{cepstra + j, maps};
+      const Moments of_a = moments_of(heard, a), of_b = moments_of(heard, b);
+      const float both = covariance_of(heard, a, of_a.mean, b, of_b.mean);
+      if (lane() == 0) out[task] = both / (of_a.deviation * of_b.deviation);
+    } else if (which < kCepstra) {
+      const Column c{cepstra + which, maps};
+      const Moments of_pitch = moments_of(by_voice, pitch), of_c = moments_of(by_voice, c);
+      const float both = covariance_of(by_voice, pitch, of_pitch.mean, c, of_c.mean);
+      if (lane() == 0) out[kWithPitch + which] = both / ((of_pitch.deviation + kPitchFloor) * of_c.deviation);
+    } else if (which < kCepstra + 3) {  // pitch, harmonics-to-noise ratio, first harmonics
+      const int column = which - kCepstra, at = column == 0 ? kPitch : kRatio + 2 * (column - 1);
+      const Moments found = moments_of(by_voice, {voice + column, kColumns});
+      if (lane() == 0) {
+        out[at] = found.mean;
+        out[at + 1] = found.deviation;
+      }
+    } else if (which == kCepstra + 3) {
       float total = 0.0f, up = 0.0f, down = 0.0f, square = 0.0f;
       for (int t = 1 + lane(); t < frames; t += kWarp) {
-        const float step = pitch(t) - pitch(t - 1), counts = step_weight(voiced, t, step);
+        const float step = pitch[t] - pitch[t - 1], counts = step_weight(voiced, t, step);
         total += counts;
-        if (counts != 0.0f) (step > 0.0f ? up : down) += counts * (step > 0.0f ? step : -step);
+        if (counts == 0.0f) continue;
+        up += step > 0.0f ? counts * step : 0.0f;
+        down += step > 0.0f ? 0.0f : counts * -step;
       }
       total = warp_sum(total);
       total = total < 1e-9f ? 1e-9f : total;
       up = warp_sum(up) / total;
       down = warp_sum(down) / total;
       for (int t = 1 + lane(); t < frames; t += kWarp) {
-        const float step = pitch(t) - pitch(t - 1), counts = step_weight(voiced, t, step), d = step - (up - down);
+        const float step = pitch[t] - pitch[t - 1], counts = step_weight(voiced, t, step), d = step - (up - down);
         if (counts != 0.0f) square = multiply_add(counts * d, d, square);
       }
       square = warp_sum(square) / total;
       if (lane() == 0) {
-        out[kSteps] = static_cast<float>(natural_log(static_cast<double>(up + down) + kStepFloor));
+        out[kSteps] = natural_log(up + down + kStepFloor);
         out[kSteps + 1] = square_root(square + kVarianceEpsilon);
         out[kSteps + 2] = up;
         out[kSteps + 3] = down;
       }
-    } else if (which == kVoiceCepstra + 2) {
-      const float periodic = heard.mean(column(3));
+    } else {
+      const float periodic = mean_of(heard, {voice + 3, kColumns});
       if (lane() == 0) {
-        out[kShare] = static_cast<float>(natural_log(static_cast<double>(by_voice.total) / heard.total));
+        out[kShare] = natural_log(by_voice.total / heard.total);
         out[kShare + 1] = periodic;
       }
-    } else {
-      put(which == kVoiceCepstra + 3 ? kRatio : kHarmonics,
-          Moments(by_voice, column(which == kVoiceCepstra + 3 ? 1 : 2)));
     }
   }
   sync();
@@ -150,7 +163,7 @@ AVSER_DEVICE void frame_statistics(const FrameStatisticsStage& stage, const floa
   const int frames = stage.frames, bands = stage.bands, maps = stage.maps, width = frame_statistics_width(stage);
   const Shared<float> weight = shared_memory().as<float>();
   const Shared<float> mapped = weight + frames, statistics = mapped + frames * maps;
-  const Shared<float> voiced = statistics + width;
+  const Shared<float> voiced = statistics + width, voice = voiced + frames;
 
   for (int frame = warp(); frame < frames; frame += kWarps) {
     float sum = 0.0f, heard = 0.0f;
@@ -197,7 +210,12 @@ AVSER_DEVICE void frame_statistics(const FrameStatisticsStage& stage, const floa
     }
     sync();
     if (channel == 0 && stage.voice) {
-      const float* voice = clip + static_cast<int64_t>(stage.channels) * frames * bands;
+      const float* plane = clip + static_cast<int64_t>(stage.channels) * frames * bands;
+      constexpr int kColumns = static_cast<int>(kVoiceValues);
+      for (int i = thread(); i < frames * kColumns; i += kThreads) {
+        voice[i] = plane[i / kColumns * bands + i % kColumns];
+      }
+      sync();
       voice_statistics(stage, voice, mapped, weight, voiced, statistics + (1 + stage.channels) * maps);
     }
   }
