@@ -9,20 +9,21 @@ constexpr int64_t kCacheLine = 64;
 
 // How the scratch of a call is cut, in bytes.
 struct Scratch {
-  int64_t qkv_stride, stride, hidden_stride;  // elements
+  int64_t qkv_bytes;              // of a row
+  int64_t stride, hidden_stride;  // elements
   int64_t rows, operands, qkv, mixed, hidden, workers, worker, bytes;
 
   Scratch(const EncoderKernels& kernels, const EncoderLayer& layer, int64_t clips, int64_t tokens, int threads) {
     const int64_t count = clips * tokens, element = element_bytes(layer.precision);
     const auto after = [](int64_t begin, int64_t bytes) { return round_up(begin + bytes, kCacheLine); };
-    qkv_stride = round_up(3 * layer.width, kernels.lanes);
+    qkv_bytes = round_up(3 * layer.width, kernels.lanes) * element_bytes(attention_precision(layer));
     stride = round_up(layer.width, kernels.lanes);
     hidden_stride = round_up(layer.ff1.n, kernels.lanes);
     rows = 0;
     operands = after(rows, count * static_cast<int64_t>(sizeof(GemmRow)));
     qkv = after(operands, layer.precision == Precision::float32 ? 0 : count * stride * element);
     // Keys are read in whole vectors, which may reach behind the last one.
-    mixed = after(qkv, (count * qkv_stride + kernels.lanes) * static_cast<int64_t>(sizeof(float)));
+    mixed = after(qkv, count * qkv_bytes + kernels.lanes * static_cast<int64_t>(sizeof(float)));
     hidden = after(mixed, count * stride * element);
     workers = after(hidden, count * hidden_stride * element);
     worker = round_up(kernels.attention.attend_scratch(layer, tokens), kCacheLine);
@@ -43,7 +44,7 @@ void temporal_attention(const EncoderKernels& kernels, const EncoderLayer& layer
   const int64_t count = clips * tokens, element = element_bytes(layer.precision);
   const TemporalAttentionKernels& attention = kernels.attention;
   GemmRow* rows = reinterpret_cast<GemmRow*>(scratch + at.rows);
-  float* qkv = reinterpret_cast<float*>(scratch + at.qkv);
+  char* qkv = scratch + at.qkv;
   char* mixed = scratch + at.mixed;
   char* hidden = scratch + at.hidden;
   // float32 multiplies the residual stream itself.
@@ -83,12 +84,11 @@ void temporal_attention(const EncoderKernels& kernels, const EncoderLayer& layer
 
   if (copied) stream(nullptr, nullptr, &layer.input);
   see("input", operands, layer.width, at.stride);
-  linear(layer.qkv, operands, at.stride * element, reinterpret_cast<char*>(qkv), at.qkv_stride * kFloat,
-         {Precision::float32}, false);
+  linear(layer.qkv, operands, at.stride * element, qkv, at.qkv_bytes, {attention_precision(layer)}, false);
   executor.parallel_for(clips * layer.heads, 1, [&](int64_t begin, int64_t end, int worker) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i / layer.heads * tokens;
-      attention.attend(layer, i % layer.heads, tokens, qkv + row * at.qkv_stride, mixed + row * at.stride * element,
+      attention.attend(layer, i % layer.heads, tokens, qkv + row * at.qkv_bytes, mixed + row * at.stride * element,
                        scratch + at.workers + worker * at.worker);
     }
   });
