@@ -24,18 +24,21 @@ class Finish {
 
   AVSER_INLINE void operator()(const typename T::Sum (&sum)[Vectors], const GemmRow& row) const {
     typename Out::Element* y = static_cast<typename Out::Element*>(row.y) + column_;
+    vfloat values[Vectors];
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) {
       const vfloat product = as_floats(sum[v]);
-      vfloat value = T::kPrecision == Precision::int8 ? fma(product, scale_[v], bias_[v]) : product + bias_[v];
+      vfloat& value = values[v];
+      value = T::kPrecision == Precision::int8 ? fma(product, scale_[v], bias_[v]) : product + bias_[v];
       if (row.add != nullptr) {
         const int64_t at = column_ + v * kLanes;
         value += out_.add == Precision::bf16 ? load_operand(static_cast<const uint16_t*>(row.add) + at)
                                              : load(static_cast<const float*>(row.add) + at);
       }
-      if (out_.relu) value = relu(value);
-      store_operand(y + v * kLanes, value);
+      // Steps are limited to 0, which is also where those of a rectified value begin.
+      if (Out::kPrecision != Precision::int8 && out_.relu) value = relu(value);
     }
+    store_operands(y, values);
   }
 
  private:
