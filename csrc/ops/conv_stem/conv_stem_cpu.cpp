@@ -43,7 +43,8 @@ void taps_row(const ConvLayer& layer, int64_t column, const GemmOutput& out, con
     for (int v = 0; v < Vectors; ++v) w[tap][v] = Float32::right(taps + tap * panel + v * kLanes);
   }
   const Finish<Float32, Out, Vectors> finish(weights, column, out);
-  for (int64_t j = 0; j < y.width; ++j, window += layer.stride, to += y.position_bytes()) {
+  const int64_t width = y.width, step = layer.stride, position = y.position_bytes();
+  for (int64_t j = 0; j < width; ++j, window += step, to += position) {
     vfloat sum[Vectors] = {};
 #pragma GCC unroll 9
     for (int tap = 0; tap < 9; ++tap) {
