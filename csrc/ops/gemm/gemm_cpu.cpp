@@ -37,9 +37,7 @@ __attribute__((noinline)) void tile(const GemmWeights& weights, const GemmWindow
 #pragma GCC unroll 14
     for (int r = 0; r < Rows; ++r) x[r] += window.stride;
   }
-  const Finish<T, Out, Vectors> finish(weights, column, out);
-#pragma GCC unroll 14
-  for (int r = 0; r < Rows; ++r) finish(sum[r], rows[r]);
+  Finish<T, Out, Vectors>(weights, column, out).tile(sum, rows);
 }
 
 template <class T, class Out, int Vectors>
