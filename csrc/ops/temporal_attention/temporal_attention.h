@@ -1,13 +1,14 @@
 // One post-norm transformer encoder layer over the tokens of several clips; and the tokens of a map.
 //
-// All clips share each matrix product, so that packed weights are read once per call; only the attention itself looks
-// at one clip at a time.  A token holds the channels of each mel row in turn, rounded up to whole vectors and padded
-// with zeros; the published order, channel-major, is a matter of how weights are packed.  The residual stream, norms
-// and softmax are float, the products' operands of the model's precision; those of the attention itself, which has no
-// weights that int8 could have measured, are bf16 in int8, too.
+// All clips share each matrix product, so that packed weights are read once per call; only the attention itself, and
+// the pairs of tokens that a product with seven factors makes, look at one clip at a time.  A token holds the channels
+// of each mel row in turn, rounded up to whole vectors and padded with zeros; the published order, channel-major, is a
+// matter of how weights are packed.  The residual stream, norms and softmax are float, the products' operands of the
+// model's precision; those of the attention itself, no side of which is a weight, are bf16 in int8, too.
 #pragma once
 
 #include "ops/gemm/gemm.h"
+#include "ops/gemm/strassen.h"
 
 namespace avser {
 
@@ -61,6 +62,7 @@ AVSER_DECLARE_PER_ISA(TemporalAttentionKernels, temporal_attention_kernels);
 // What runs on one instruction set.
 struct EncoderKernels {
   const GemmKernels& gemm;
+  const StrassenKernels& strassen;
   const TemporalAttentionKernels& attention;
   int64_t lanes;
 };
