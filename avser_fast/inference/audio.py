@@ -177,13 +177,15 @@ def _from_array(array: np.ndarray, sampling_rate: Any, name: str) -> Waveform:
         scale = _INTEGER_SCALES[kind]
     # One channel of these is exact in float32; averages and longer samples are rounded once, at the end.
     exact = len(rows) == 1 and kind in ("int8", "uint8", "int16", "float16", "float32")
-    total = np.zeros(rows.shape[1], np.float32 if exact else np.float64)
-    for row in rows:
+    total = rows[0].astype(np.float32 if exact else np.float64)
+    for row in rows[1:]:
         total += row
-    total /= len(rows)
+    if len(rows) > 1:
+        total /= len(rows)
     if kind == "uint8":
         total -= 128.0
-    total *= scale
+    if scale != 1.0:
+        total *= scale
     return Waveform(total.astype(np.float32, copy=False), rate)
 
 

@@ -93,7 +93,7 @@ def clips_and_table(values: np.ndarray, rule: ClipRule) -> tuple[np.ndarray, np.
     engine = engine_module()
     clips, valid = engine.frame_clips(values, rule.clips, rule.clip_frames, rule.rule)
     table = engine.clip_table(values.shape[1], rule.clips, rule.clip_frames, rule.rule)
-    return clips[valid], table[valid]
+    return (clips, table) if valid.all() else (clips[valid], table[valid])
 
 
 def resample(waveform: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:

@@ -333,13 +333,14 @@ class Recognizer:
             )
         scores = self._named(softmax(logits), top_k)
         label = next(iter(scores))
+        # The frames of a clip, counted from 1, follow each other.
+        lasts, counts = item.table.max(1).tolist(), np.count_nonzero(item.table, 1).tolist()
         segments = []
-        for row, own in zip(item.table, softmax(clip_logits.astype(np.float64))):
-            frames = row[row > 0]
-            if not len(frames):
+        for last, count, own in zip(lasts, counts, softmax(clip_logits.astype(np.float64))):
+            if not count:
                 continue  # a clip of padding alone votes under the published rule, but says nothing about a moment
-            start = (int(frames[0]) - 1) * front.frame_step / front.sampling_rate
-            end = ((int(frames[-1]) - 1) * front.frame_step + front.frame_length) / front.sampling_rate
+            start = (last - count) * front.frame_step / front.sampling_rate
+            end = ((last - 1) * front.frame_step + front.frame_length) / front.sampling_rate
             segments.append(Segment(min(start, item.duration_s), min(end, item.duration_s), self._named(own, top_k)))
         return EmotionResult(
             label=label,
@@ -347,13 +348,14 @@ class Recognizer:
             scores=scores,
             segments=tuple(segments),
             duration_s=item.duration_s,
-            padded_fraction=float(np.mean(item.table == 0)),
+            padded_fraction=1 - sum(counts) / item.table.size,
             backend=self._backend.ran,
         )
 
     def _named(self, probabilities: np.ndarray, top_k: int | None) -> dict[str, float]:
-        order = np.argsort(-probabilities, kind="stable")[:top_k]
-        return {self.spec.labels[i]: float(probabilities[i]) for i in order}
+        values = probabilities.tolist()
+        order = sorted(range(len(values)), key=values.__getitem__, reverse=True)[:top_k]
+        return {self.spec.labels[i]: values[i] for i in order}
 
 
 def load(

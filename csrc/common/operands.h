@@ -193,4 +193,21 @@ AVSER_INLINE void store_operand(uint8_t* p, vfloat v) {
 #endif
 }
 
+// Neighbouring vectors, the same values as one after the other.
+template <class Element, int Vectors>
+AVSER_INLINE void store_operands(Element* p, const vfloat (&v)[Vectors]) {
+#pragma GCC unroll 2
+  for (int i = 0; i < Vectors; ++i) store_operand(p + i * kLanes, v[i]);
+}
+#if defined(__AVX512BW__)
+AVSER_INLINE void store_operands(uint8_t* p, const vfloat (&v)[2]) {
+  const __m512i low = _mm512_cvtps_epi32((__m512)min(v[0], broadcast(255.0f)));
+  const __m512i high = _mm512_cvtps_epi32((__m512)min(v[1], broadcast(255.0f)));
+  // Both packings limit; they leave four bytes of the first and four of the second in turn.
+  const __m512i words = _mm512_packs_epi32(low, high), bytes = _mm512_packus_epi16(words, words);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, bytes)));
+}
+#endif
+
 }  // namespace avser::AVSER_ISA_NAMESPACE

@@ -208,6 +208,16 @@ class WeightsBuilder : private Packer {
     return {padded(inverse(quantisation->size)), padded(quantisation->zero)};
   }
 
+  // The last third of a layer's queries, keys and values, in steps of what is mixed of them.
+  static void values_in_steps(const Quantisation& mixed, Matrix& qkv) {
+    const int64_t width = qkv.n / 3;
+    for (int64_t i = 0; i < width; ++i) {
+      const int64_t row = 2 * width + i;
+      for (int64_t j = 0; j < qkv.k; ++j) qkv.weight[row * qkv.k + j] /= mixed.size[i];
+      qkv.bias[row] /= mixed.size[i];
+    }
+  }
+
   EncoderLayer encoder_layer(int64_t i) {
     const std::string name = cat("body.encoder.", i, "."), value = cat("temporal_attention.", i);
     const int64_t width = network_.token_width(), hidden = network_.encoder_ff;
@@ -231,7 +241,9 @@ class WeightsBuilder : private Packer {
     layer.precision = precision_;
     layer.width = width;
     layer.heads = network_.encoder_heads;
-    layer.qkv = pack(linear(name + "qkv", 3 * width, width), {precision_, places_, 0, in, nullptr});
+    Matrix qkv = linear(name + "qkv", 3 * width, width);
+    if (mixed != nullptr) values_in_steps(*mixed, qkv);
+    layer.qkv = pack(qkv, {precision_, places_, 0, in, nullptr});
     layer.out = pack(rows_at(places_, linear(name + "out", width, width)), {precision_, {}, 0, mixed, nullptr});
     layer.ff1 = pack(linear(name + "ff1", hidden, width), {precision_, places_, 0, normed, rectified});
     layer.ff2 = pack(rows_at(places_, linear(name + "ff2", width, hidden)), {precision_, {}, 0, rectified, nullptr});
@@ -240,8 +252,8 @@ class WeightsBuilder : private Packer {
     layer.norm2_weight = token_vector(name + "norm2.weight");
     layer.norm2_bias = token_vector(name + "norm2.bias");
     layer.input = steps(input);
-    layer.mixed = steps(mixed);
     layer.norm1 = steps(norm1);
+    layer.mixed_zero = mixed == nullptr ? nullptr : padded(mixed->zero);
     return layer;
   }
 

@@ -124,13 +124,18 @@ void run(const GemmWeights& w, int64_t panel, int64_t panel_end, const GemmWindo
 
 void gemm_amx(const GemmWeights& w, int64_t panel, int64_t panel_end, const GemmWindow& window, const GemmRow* rows,
               int64_t count, const GemmOutput& out) {
-  const bool whole = out.precision == Precision::float32;
-  if (w.precision == Precision::bf16) {
-    return whole ? run<Bf16, Float32>(w, panel, panel_end, window, rows, count, out)
-                 : run<Bf16, Bf16>(w, panel, panel_end, window, rows, count, out);
-  }
-  return whole ? run<Int8, Float32>(w, panel, panel_end, window, rows, count, out)
-               : run<Int8, Int8>(w, panel, panel_end, window, rows, count, out);
+  const auto with = [&](auto left) {
+    using Left = decltype(left);
+    switch (out.precision) {
+      case Precision::float32:
+        return run<Left, Float32>(w, panel, panel_end, window, rows, count, out);
+      case Precision::bf16:
+        return run<Left, Bf16>(w, panel, panel_end, window, rows, count, out);
+      case Precision::int8:
+        return run<Left, Int8>(w, panel, panel_end, window, rows, count, out);
+    }
+  };
+  w.precision == Precision::bf16 ? with(Bf16{}) : with(Int8{});
 }
 
 }  // namespace avser::AVSER_ISA_NAMESPACE

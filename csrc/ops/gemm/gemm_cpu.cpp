@@ -37,9 +37,7 @@ __attribute__((noinline)) void tile(const GemmWeights& weights, const GemmWindow
 #pragma GCC unroll 14
     for (int r = 0; r < Rows; ++r) x[r] += window.stride;
   }
-  const Finish<T, Out, Vectors> finish(weights, column, out);
-#pragma GCC unroll 14
-  for (int r = 0; r < Rows; ++r) finish(sum[r], rows[r]);
+  Finish<T, Out, Vectors>(weights, column, out).tile(sum, rows);
 }
 
 template <class T, class Out, int Vectors>
@@ -65,19 +63,24 @@ void run(const GemmWeights& w, int64_t panel, int64_t panel_end, const GemmWindo
 
 void dispatch(const GemmWeights& w, int64_t panel, int64_t panel_end, const GemmWindow& window, const GemmRow* rows,
               int64_t count, const GemmOutput& out) {
-  const auto with = [&](auto left, auto stored) {
-    run<decltype(left), decltype(stored)>(w, panel, panel_end, window, rows, count, out);
+  const auto with = [&](auto left) {
+    using Left = decltype(left);
+    switch (out.precision) {
+      case Precision::float32:
+        return run<Left, Float32>(w, panel, panel_end, window, rows, count, out);
+      case Precision::bf16:
+        return run<Left, Bf16>(w, panel, panel_end, window, rows, count, out);
+      case Precision::int8:
+        return run<Left, Int8>(w, panel, panel_end, window, rows, count, out);
+    }
   };
-  // int8 products are never stored as bf16, nor the other way round.
   switch (w.precision) {
     case Precision::float32:
-      return out.precision == Precision::float32 ? with(Float32{}, Float32{})
-             : out.precision == Precision::bf16  ? with(Float32{}, Bf16{})
-                                                 : with(Float32{}, Int8{});
+      return with(Float32{});
     case Precision::bf16:
-      return out.precision == Precision::float32 ? with(Bf16{}, Float32{}) : with(Bf16{}, Bf16{});
+      return with(Bf16{});
     case Precision::int8:
-      return out.precision == Precision::float32 ? with(Int8{}, Float32{}) : with(Int8{}, Int8{});
+      return with(Int8{});
   }
 }
 

@@ -13,14 +13,14 @@ constexpr int64_t kRowsOfOwn = 28;
 
 // How the scratch of a call is cut, in bytes.
 struct Scratch {
-  int64_t qkv_stride, stride, hidden_stride;  // elements
-  int64_t operand;                            // bytes of a row's operands
+  int64_t stride, hidden_stride;  // elements
+  int64_t operand, qkv_row;       // bytes of a row's operands, and of its queries, keys and values
   int64_t rows, operands, qkv, mixed, hidden, workers, worker, bytes;
 
   Scratch(const EncoderKernels& kernels, const EncoderLayer& layer, int64_t clips, int64_t tokens, int threads) {
     const int64_t count = clips * tokens, element = element_bytes(layer.precision);
     const auto after = [](int64_t begin, int64_t bytes) { return round_up(begin + bytes, kCacheLine); };
-    qkv_stride = round_up(3 * layer.width, kernels.lanes);
+    qkv_row = round_up(3 * layer.width, kernels.lanes) * element_bytes(attention_precision(layer));
     stride = round_up(layer.width, kernels.lanes);
     hidden_stride = round_up(layer.ff1.n, kernels.lanes);
     // float32 multiplies the residual stream itself, or halves of it and of the hidden layer.
@@ -31,7 +31,7 @@ struct Scratch {
     operands = after(rows, count * static_cast<int64_t>(sizeof(GemmRow)));
     qkv = after(operands, count * operand);
     // Keys are read in whole vectors, which may reach behind the last one.
-    mixed = after(qkv, (count * qkv_stride + kernels.lanes) * static_cast<int64_t>(sizeof(float)));
+    mixed = after(qkv, count * qkv_row + kernels.lanes * static_cast<int64_t>(sizeof(float)));
     hidden = after(mixed, count * stride * element);
     workers = after(hidden, count * hidden_stride * element);
     worker = round_up(kernels.attention.attend_scratch(layer, tokens), kCacheLine);
@@ -52,7 +52,7 @@ void temporal_attention(const EncoderKernels& kernels, const EncoderLayer& layer
   const int64_t count = clips * tokens, element = element_bytes(layer.precision);
   const TemporalAttentionKernels& attention = kernels.attention;
   GemmRow* rows = reinterpret_cast<GemmRow*>(scratch + at.rows);
-  float* qkv = reinterpret_cast<float*>(scratch + at.qkv);
+  char* qkv = scratch + at.qkv;
   char* mixed = scratch + at.mixed;
   char* hidden = scratch + at.hidden;
   const bool copied = layer.precision != Precision::float32;
@@ -115,8 +115,7 @@ void temporal_attention(const EncoderKernels& kernels, const EncoderLayer& layer
   const auto before = [&](const Part& part) {
     if (copied) stream(part, nullptr, nullptr, &layer.input);
     see("input", operands, layer.width, at.stride);
-    linear(part, layer.qkv, operands, at.stride * element, reinterpret_cast<char*>(qkv), at.qkv_stride * kFloat,
-           {Precision::float32}, false);
+    linear(part, layer.qkv, operands, at.stride * element, qkv, at.qkv_row, {attention_precision(layer)}, false);
   };
   const auto after = [&](const Part& part) {
     see("mixed", mixed, layer.width, at.stride);
@@ -146,7 +145,7 @@ void temporal_attention(const EncoderKernels& kernels, const EncoderLayer& layer
   executor.parallel_for(heads, 1, [&](int64_t begin, int64_t end, int worker) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i / layer.heads * tokens;
-      attention.attend(layer, i % layer.heads, tokens, qkv + row * at.qkv_stride, mixed + row * at.stride * element,
+      attention.attend(layer, i % layer.heads, tokens, qkv + row * at.qkv_row, mixed + row * at.stride * element,
                        scratch + at.workers + worker * at.worker);
     }
   });

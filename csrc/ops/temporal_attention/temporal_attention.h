@@ -4,7 +4,7 @@
 // the pairs of tokens that a product with seven factors makes, look at one clip at a time.  A token holds the channels
 // of each mel row in turn, rounded up to whole vectors and padded with zeros; the published order, channel-major, is a
 // matter of how weights are packed.  The residual stream, norms and softmax are float, the products' operands of the
-// model's precision.
+// model's precision; those of the attention itself, no side of which is a weight, are bf16 in int8, too.
 #pragma once
 
 #include "ops/gemm/gemm.h"
@@ -33,9 +33,16 @@ struct EncoderLayer {
   const float* norm2_weight;
   const float* norm2_bias;
   Steps input;  // of the layer
-  Steps mixed;  // by the attention
   Steps norm1;
+  // int8: the values that the attention mixes come in steps of the mixture, whose step for 0 is this one, (width
+  // rounded up to lanes).
+  const float* mixed_zero;
 };
+
+// Of queries, keys, values and scores.
+static inline Precision attention_precision(const EncoderLayer& layer) {
+  return layer.precision == Precision::float32 ? Precision::float32 : Precision::bf16;
+}
 
 struct TemporalAttentionKernels {
   // (height, width, channels) channels-last with `stride` to height tokens of width * channels.
@@ -44,8 +51,9 @@ struct TemporalAttentionKernels {
   void (*to_operands)(Precision precision, const float* x, int64_t stride, int64_t rows, const Steps& steps, char* y);
   // Bytes of scratch that `attend` needs.
   int64_t (*attend_scratch)(const EncoderLayer& layer, int64_t tokens);
-  // One head of one clip: qkv holds that clip's rows, mixed receives the head's columns as operands.
-  void (*attend)(const EncoderLayer& layer, int64_t head, int64_t tokens, const float* qkv, char* mixed, char* scratch);
+  // One head of one clip: qkv holds that clip's rows in attention_precision(), mixed receives the head's columns as
+  // operands.
+  void (*attend)(const EncoderLayer& layer, int64_t head, int64_t tokens, const char* qkv, char* mixed, char* scratch);
   // Layer normalisation of rows, in place.
   void (*normalize)(const float* weight, const float* bias, int64_t width, int64_t rows, float* x);
 };

@@ -1,4 +1,4 @@
-#include "common/operands.h"
+#include "common/rows.h"
 #include "common/vector_math.h"
 #include "ops/gemm/row_batch.h"
 #include "ops/temporal_attention/temporal_attention.h"
@@ -34,9 +34,11 @@ void to_operands(Precision precision, const float* x, int64_t stride, int64_t ro
   }
 }
 
-// Keys and values are packed like weights, so that both products of the attention are those of gemm.h, in floats.
+// Keys and values are packed like weights, so that both products of the attention are those of gemm.h.
+template <class T>
 struct Scratch {
   int64_t size;                        // of a head
+  int64_t key_words, value_words;      // of k in the two products
   int64_t score_stride, mixed_stride;  // floats
   int64_t keys, values, scores, mixed, bytes;
   bool direct;  // a head's columns are whole vectors, which may be written where they belong
@@ -44,59 +46,72 @@ struct Scratch {
   Scratch(const EncoderLayer& layer, int64_t tokens) {
     size = layer.width / layer.heads;
     direct = size % kLanes == 0;
+    key_words = (size + T::kGroup - 1) / T::kGroup;
+    value_words = (tokens + T::kGroup - 1) / T::kGroup;
     score_stride = round_up(tokens, kLanes);
     mixed_stride = round_up(size, kLanes);
     keys = 0;
-    values = keys + size * score_stride * kFloat;
-    scores = values + tokens * mixed_stride * kFloat;
+    values = keys + key_words * score_stride * kFloat;
+    scores = values + value_words * mixed_stride * kFloat;
     mixed = scores + tokens * score_stride * kFloat;
     bytes = mixed + (direct ? 0 : tokens * mixed_stride * kFloat);
   }
 };
 
-int64_t attend_scratch(const EncoderLayer& layer, int64_t tokens) { return Scratch(layer, tokens).bytes; }
+int64_t attend_scratch(const EncoderLayer& layer, int64_t tokens) {
+  return attention_precision(layer) == Precision::float32 ? Scratch<Float32>(layer, tokens).bytes
+                                                          : Scratch<Bf16>(layer, tokens).bytes;
+}
 
 // Width of the panel that starts at `column` of a packed matrix of `stride` columns.
 int64_t panel_width(int64_t stride, int64_t column) { return stride - column < kPanel ? stride - column : kPanel; }
 
-// Rows of x as columns of packed weights: k = size, n = tokens.  Columns beyond the tokens are zero.
-void pack_keys(const float* x, int64_t row, int64_t tokens, int64_t size, int64_t stride, float* keys) {
-  for (int64_t column = 0; column < stride; column += kLanes) {
-    const int64_t begin = column / kPanel * kPanel, width = panel_width(stride, begin);
-    float* to = keys + begin * size + (column - begin);
-    for (int64_t d = 0; d < size; d += kLanes) {
-      vfloat block[kLanes];
-      for (int64_t j = 0; j < kLanes; ++j) block[j] = column + j < tokens ? load(x + (column + j) * row + d) : vfloat{};
-      transpose(block);
-      const int64_t real = size - d < kLanes ? size - d : kLanes;
-      for (int64_t i = 0; i < real; ++i) store(to + (d + i) * width, block[i]);
-    }
-  }
-}
+AVSER_INLINE void store_words(uint32_t* p, vint32 v) { std::memcpy(p, &v, sizeof v); }
 
-// Rows of x times scale, if given, as rows of packed weights: k = tokens, n = size.
-void pack_values(const float* x, int64_t row, int64_t tokens, int64_t size, int64_t stride, const float* scale,
-                 float* values) {
-  for (int64_t column = 0; column < size; column += kLanes) {
-    const int64_t begin = column / kPanel * kPanel, width = panel_width(stride, begin);
-    const int64_t real = size - column < kLanes ? size - column : kLanes;
-    float* to = values + begin * tokens + (column - begin);
-    const float* from = x + column;
-    if (real < kLanes) {
-      for (int64_t j = 0; j < tokens; ++j, to += width, from += row) {
-        vfloat value{}, factor = broadcast(1.0f);
-        std::memcpy(&value, from, real * sizeof(float));
-        if (scale != nullptr) std::memcpy(&factor, scale + column, real * sizeof(float));
-        store(to, value * factor);
+// Rows of x as columns of packed weights: k = size, n = tokens.  Columns beyond the tokens are zero, and so is what
+// fills the last word.
+template <class T>
+void pack_keys(const typename T::Element* x, int64_t row, int64_t tokens, const Scratch<T>& at, uint32_t* keys) {
+  for (int64_t column = 0; column < at.score_stride; column += kLanes) {
+    const int64_t begin = column / kPanel * kPanel, width = panel_width(at.score_stride, begin);
+    uint32_t* to = keys + begin * at.key_words + (column - begin);
+    for (int64_t word = 0; word < at.key_words; word += kLanes) {
+      vfloat block[kLanes] = {};
+      for (int64_t j = 0; j < kLanes && column + j < tokens; ++j) {
+        std::memcpy(&block[j], x + (column + j) * row + word * T::kGroup, sizeof block[j]);
       }
-    } else {
-      const vfloat factor = scale == nullptr ? broadcast(1.0f) : load(scale + column);
-      for (int64_t j = 0; j < tokens; ++j, to += width, from += row) store(to, load(from) * factor);
+      transpose(block);
+      const int64_t real = at.key_words - word < kLanes ? at.key_words - word : kLanes;
+      for (int64_t i = 0; i < real; ++i) {
+        const bool half = (word + i + 1) * T::kGroup > at.size;
+        store_words(to + (word + i) * width, half ? as_bits(block[i]) & 0xffff : as_bits(block[i]));
+      }
     }
   }
 }
 
-// softmax(scale * x) of the first n values; the rest of the row's vectors becomes zero.
+// Rows of x as rows of packed weights: k = tokens, n = size.
+template <class T>
+void pack_values(const typename T::Element* x, int64_t row, int64_t tokens, const Scratch<T>& at, uint32_t* values) {
+  for (int64_t column = 0; column < at.size; column += kLanes) {
+    const int64_t begin = column / kPanel * kPanel, width = panel_width(at.mixed_stride, begin);
+    const auto token = [&](int64_t j) {
+      return j < tokens ? as_bits(load_part(x + j * row + column, at.size - column)) : vint32{};
+    };
+    uint32_t* to = values + begin * at.value_words + (column - begin);
+    for (int64_t word = 0; word < at.value_words; ++word, to += width) {
+      if constexpr (T::kPrecision == Precision::float32) {
+        store_words(to, token(word));
+      } else {  // a bf16 is the upper half of its float
+        store_words(to, token(2 * word + 1) | ((token(2 * word) >> 16) & 0xffff));
+      }
+    }
+  }
+}
+
+// softmax(scale * x) of the first n values, as operands in the place of the values; the rest of the row's vectors
+// becomes zero.
+template <class Element>
 void softmax(float* x, int64_t n, float scale) {
   static constexpr int32_t kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   vint32 lane;
@@ -114,35 +129,36 @@ void softmax(float* x, int64_t n, float scale) {
     store(x + i, value);
   }
   const vfloat total = broadcast(1.0f / lane_sum(sums));
-  for (int64_t i = 0; i < n; i += kLanes) store(x + i, load(x + i) * total);
+  Element* operands = reinterpret_cast<Element*>(x);
+  for (int64_t i = 0; i < n; i += kLanes) store_operand(operands + i, load(x + i) * total);
 }
 
-void attend(const EncoderLayer& layer, int64_t head, int64_t tokens, const float* qkv, char* mixed, char* scratch) {
-  const Scratch at(layer, tokens);
+template <class T>
+void attend(const EncoderLayer& layer, int64_t head, int64_t tokens, const char* qkv, char* mixed, char* scratch) {
+  using Element = typename T::Element;
+  const Scratch<T> at(layer, tokens);
   const int64_t row = round_up(3 * layer.width, kLanes), out_row = round_up(layer.width, kLanes);
   const int64_t element = element_bytes(layer.precision);
-  const float* query = qkv + head * at.size;
-  const float* key = query + layer.width;
-  const float* value = key + layer.width;
-  float* keys = reinterpret_cast<float*>(scratch + at.keys);
-  float* values = reinterpret_cast<float*>(scratch + at.values);
+  const Element* query = reinterpret_cast<const Element*>(qkv) + head * at.size;
+  const Element* key = query + layer.width;
+  const Element* value = key + layer.width;
+  uint32_t* keys = reinterpret_cast<uint32_t*>(scratch + at.keys);
+  uint32_t* values = reinterpret_cast<uint32_t*>(scratch + at.values);
   float* scores = reinterpret_cast<float*>(scratch + at.scores);
-  const float* scale = layer.mixed.scale == nullptr ? nullptr : layer.mixed.scale + head * at.size;
-  const float* zero = layer.mixed.zero == nullptr ? nullptr : layer.mixed.zero + head * at.size;
+  const float* zero = layer.mixed_zero == nullptr ? nullptr : layer.mixed_zero + head * at.size;
 
-  pack_keys(key, row, tokens, at.size, at.score_stride, keys);
-  pack_values(value, row, tokens, at.size, at.mixed_stride, scale, values);
-  const auto words = [](const float* x) { return reinterpret_cast<const uint32_t*>(x); };
-  const GemmWeights by_keys{Precision::float32, at.size, tokens, words(keys), nullptr, nullptr};
+  pack_keys<T>(key, row, tokens, at, keys);
+  pack_values<T>(value, row, tokens, at, values);
+  const GemmWeights by_keys{T::kPrecision, at.key_words, tokens, keys, nullptr, nullptr};
   RowBatch products(by_keys, one_segment(by_keys), {}, 0, gemm_panels(tokens, kLanes));
   for (int64_t i = 0; i < tokens; ++i) products.push(query + i * row, scores + i * at.score_stride, nullptr);
   products.flush();
   const float root = 1.0f / __builtin_sqrtf(static_cast<float>(at.size));
-  for (int64_t i = 0; i < tokens; ++i) softmax(scores + i * at.score_stride, tokens, root);
+  for (int64_t i = 0; i < tokens; ++i) softmax<Element>(scores + i * at.score_stride, tokens, root);
 
   // Scores are summed up into a row of operands, or into floats that are converted where a head's columns are not whole
   // vectors.
-  const GemmWeights by_values{Precision::float32, tokens, at.size, words(values), at.direct ? zero : nullptr, nullptr};
+  const GemmWeights by_values{T::kPrecision, at.value_words, at.size, values, at.direct ? zero : nullptr, nullptr};
   char* to = mixed + head * at.size * element;
   float* result = reinterpret_cast<float*>(scratch + at.mixed);
   RowBatch sums(by_values, one_segment(by_values), {at.direct ? layer.precision : Precision::float32}, 0,
@@ -171,6 +187,11 @@ void attend(const EncoderLayer& layer, int64_t head, int64_t tokens, const float
     }
     if (last) std::memset(out + at.size * element, 0, (out_row - layer.width) * element);
   }
+}
+
+void attend_any(const EncoderLayer& layer, int64_t head, int64_t tokens, const char* qkv, char* mixed, char* scratch) {
+  attention_precision(layer) == Precision::float32 ? attend<Float32>(layer, head, tokens, qkv, mixed, scratch)
+                                                   : attend<Bf16>(layer, head, tokens, qkv, mixed, scratch);
 }
 
 void normalize(const float* weight, const float* bias, int64_t width, int64_t rows, float* x) {
@@ -210,7 +231,7 @@ void normalize(const float* weight, const float* bias, int64_t width, int64_t ro
 }  // namespace
 
 const TemporalAttentionKernels& temporal_attention_kernels() {
-  static constexpr TemporalAttentionKernels kernels{&to_tokens, &to_operands, &attend_scratch, &attend, &normalize};
+  static constexpr TemporalAttentionKernels kernels{&to_tokens, &to_operands, &attend_scratch, &attend_any, &normalize};
   return kernels;
 }
 
