@@ -88,6 +88,7 @@ MEMBERS = [
         statistics=1,
         statistics_hidden=1,
     ),
+    *(random_member(seed) for seed in range(30)),
     # Tokens wide enough for products by halves, an even and an odd number; rows enough for workers of their own.
     *(
         MDSCM(
@@ -112,7 +113,6 @@ MEMBERS = [
         statistics_hidden=20,
         voice=True,
     ),
-    *(random_member(seed) for seed in range(30)),
 ]
 
 
