@@ -88,6 +88,19 @@ MEMBERS = [
         statistics=1,
         statistics_hidden=1,
     ),
+    # Tokens wide enough for products by halves, an even and an odd number of them; rows enough for workers of their own.
+    *(
+        MDSCM(
+            mel_bands=128,
+            clip_frames=frames,
+            stem=(4,),
+            blocks=(32,),
+            attention_reduction=2,
+            encoder_layers=1,
+            encoder_ff=256,
+        )
+        for frames in (48, 52)
+    ),
     *(random_member(seed) for seed in range(30)),
 ]
 

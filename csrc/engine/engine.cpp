@@ -138,7 +138,8 @@ Engine::Engine(const Network& network, const Tensors& tensors, const EngineOptio
       conv_stem_(AVSER_PICK_FOR(isa_, conv_stem_kernels)),
       dsc_block_(AVSER_PICK_FOR(isa_, dsc_block_kernels)),
       cs_attention_(AVSER_PICK_FOR(isa_, cs_attention_kernels)),
-      encoder_{AVSER_PICK_FOR(isa_, gemm_kernels), AVSER_PICK_FOR(isa_, temporal_attention_kernels), float_lanes(isa_)},
+      encoder_{AVSER_PICK_FOR(isa_, gemm_kernels), AVSER_PICK_FOR(isa_, strassen_kernels),
+               AVSER_PICK_FOR(isa_, temporal_attention_kernels), float_lanes(isa_)},
       frame_statistics_(AVSER_PICK_FOR(isa_, frame_statistics_kernels)),
       emotion_head_(AVSER_PICK_FOR(isa_, emotion_head_kernels)),
       weights_(network_, tensors, precision_, options.calibration, float_lanes(isa_)),
@@ -409,9 +410,20 @@ void Engine::forward(const float* clips, const bool* valid, int64_t batch, int64
     }
   }
   if (!heard.empty()) {
-    const int64_t count = heard.size(), largest = std::min(count, kGroup);
-    const Workspaces::Lease lease(workspaces_, workspace_bytes(largest, executor.threads()));
-    for (int64_t i = 0; i < count; i += kGroup) {
+    // As many groups as keep every worker equally busy are computed by one worker each: they never wait for another,
+    // nor read what its cache holds.  The clips that are left over share the workers.
+    const int64_t count = heard.size(), threads = executor.threads();
+    const int64_t alone = count / (kGroup * threads) * threads, shared = std::min(count - alone * kGroup, kGroup);
+    const int64_t own = round_up(workspace_bytes(kGroup, 1), kCacheLine);
+    const Workspaces::Lease lease(
+        workspaces_, std::max(alone > 0 ? threads * own : 0, shared > 0 ? workspace_bytes(shared, threads) : 0));
+    executor.parallel_for(alone, 1, [&](int64_t begin, int64_t end, int worker) {
+      SerialExecutor serial;
+      for (int64_t i = begin; i < end; ++i) {
+        run_group(clips, heard.data() + i * kGroup, kGroup, features, logits, lease.data() + worker * own, serial);
+      }
+    });
+    for (int64_t i = alone * kGroup; i < count; i += kGroup) {
       run_group(clips, heard.data() + i, std::min(kGroup, count - i), features, logits, lease.data(), executor);
     }
   }

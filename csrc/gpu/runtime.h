@@ -33,7 +33,8 @@ class OnDevice {
   int before_;
 };
 
-// Memory of the current device, or of the host where copies can reach it without a detour; 256-byte aligned.
+// Memory of the current device, or of the host where copies can reach it without a detour, aligned to kAlignment bytes.
+constexpr int64_t kAlignment = 256;
 struct FreeDevice {
   int device;
   void operator()(char* at) const;

@@ -51,13 +51,10 @@ void check_samples(const float* samples, int64_t count) {
   AVSER_CHECK(peak <= kMaxPeak, input, "waveform: expected samples at int16 scale, got a peak of ", peak);
 }
 
-// The clips that vote: the rule puts them first.  `even` never fills more clips than there are frames.
+// The clips that vote: the rule puts them first, and fewer of them begin where they did.
 ClipTable voting_clips(int64_t frames, const ClipRule& rule) {
-  static_assert(kNoClipLimit < 1, "the smaller of it and any number of frames is no limit again");
-  const int64_t clips = rule.rule == "even" ? std::min(rule.clips, frames) : rule.clips;
-  ClipTable table = clip_table(frames, clips, rule.clip_frames, rule.rule);
-  table.clips = std::count(table.valid.begin(), table.valid.end(), 1);
-  return table;
+  const int64_t voting = clip_starts(frames, rule.clips, rule.clip_frames, rule.rule).voting;
+  return clip_table(frames, voting, rule.clip_frames, rule.rule);
 }
 
 Segment segment_of(const int64_t* row, int64_t clip_frames, const LogMelOptions& o, double duration_s) {

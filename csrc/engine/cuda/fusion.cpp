@@ -4,12 +4,12 @@
 #include <string>
 
 #include "common/check.h"
+#include "engine/cuda/pool.h"
 #include "engine/cuda/weights.h"
 
 namespace avser::gpu {
 namespace {
 
-constexpr int64_t kAlignment = 256;
 // Rows of a launch; more of them are several.
 constexpr int64_t kMostRows = 1 << 16;
 
@@ -72,27 +72,29 @@ void GpuFusion::forward(const float* features, const float* scores, int64_t batc
     const int64_t count = std::min(together, batch - first), rows = count * clips;
     const float* const inputs[] = {features + first * clips * features_, scores + first * clips * classes_};
     float* const outputs[] = {a + first * classes_, b + first * classes_};
-    int64_t end = 0;
-    const auto room = [&](int64_t floats) {
-      const int64_t at = end;
-      end += (floats * 4 + kAlignment - 1) / kAlignment * kAlignment;
-      return at;
+    struct Places {
+      float *x, *gates, *logits;
+      int64_t bytes;
     };
-    const int64_t x = room(rows * std::max(features_, classes_));
-    const int64_t gates = room(rows * branches_[0].gates()), logits = room(count * classes_);
-    if (bytes_ < end) {
+    const auto place = [&](char* base) {
+      Layout memory(base);
+      float* const x = memory.place<float>(rows * std::max(features_, classes_));
+      float* const gates = memory.place<float>(rows * branches_[0].gates());
+      float* const logits = memory.place<float>(count * classes_);
+      return Places{x, gates, logits, memory.bytes()};
+    };
+    const int64_t bytes = place(nullptr).bytes;
+    if (bytes_ < bytes) {
       memory_.reset();
-      memory_ = allocate_device(end);
-      bytes_ = end;
+      memory_ = allocate_device(bytes);
+      bytes_ = bytes;
     }
-    char* const at = memory_.get();
+    const Places at = place(memory_.get());
     const Stream stream = stream_.get();
     for (int i = 0; i < 2; ++i) {
-      copy_to_device(at + x, inputs[i], rows * branches_[i].width * 4, stream);
-      launch_lstm(branches_[i], reinterpret_cast<const float*>(at + x), static_cast<int>(count),
-                  static_cast<int>(clips), reinterpret_cast<float*>(at + gates), reinterpret_cast<float*>(at + logits),
-                  stream);
-      copy_from_device(outputs[i], at + logits, count * classes_ * 4, stream);
+      copy_to_device(at.x, inputs[i], rows * branches_[i].width * 4, stream);
+      launch_lstm(branches_[i], at.x, static_cast<int>(count), static_cast<int>(clips), at.gates, at.logits, stream);
+      copy_from_device(outputs[i], at.logits, count * classes_ * 4, stream);
     }
     synchronize(stream);
   }

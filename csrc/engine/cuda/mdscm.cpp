@@ -10,7 +10,6 @@ namespace avser::gpu {
 namespace {
 
 constexpr int kMostGroup = 8;
-constexpr int64_t kAlignment = 256;
 
 int rounded8(int64_t n) { return static_cast<int>((n + 7) / 8 * 8); }
 
@@ -115,7 +114,7 @@ class GpuMdscm::Builder : private Packer {
     }
     cs_attention(x);
     areas.emplace_back(&out_.cs_attention.x, at);
-    area_ = (area_ + kAlignment - 1) / kAlignment * kAlignment;
+    area_ = round_up(area_, kAlignment);
     for (const auto& [made, area] : areas) made->offset = area * area_;
     out_.memory_bytes = 3 * area_;
 
@@ -280,7 +279,7 @@ Program GpuMdscm::place(int group) const {
   int64_t end = program.memory_bytes;
   const auto room = [&](int64_t bytes) {
     const int64_t at = end;
-    end += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    end += round_up(bytes, kAlignment);
     return at;
   };
   EncoderPlaces& at = program.places;

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/layout.h"
 #include "gpu/runtime.h"
 
 namespace avser::gpu {
@@ -86,13 +87,12 @@ class Layout {
   template <typename T>
   T* place(int64_t count) {
     T* const here = reinterpret_cast<T*>(base_ + bytes_);
-    bytes_ += (count * static_cast<int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
+    bytes_ += round_up(count * static_cast<int64_t>(sizeof(T)), kAlignment);
     return here;
   }
   int64_t bytes() const { return bytes_; }
 
  private:
-  static constexpr int64_t kAlignment = 256;
   char* const base_;
   int64_t bytes_ = 0;
 };

@@ -12,7 +12,6 @@ namespace {
 constexpr int kWidths[] = {64, 128, 256, 512};
 constexpr int64_t kFeatures = 512;
 constexpr int kMostGroup = 8;
-constexpr int64_t kAlignment = 256;
 
 const GpuOptions& checked(const GpuOptions& options) {
   AVSER_CHECK(options.precision != GpuPrecision::fp8, config,
@@ -95,7 +94,7 @@ GpuResNet18::GpuResNet18(int64_t in_channels, int64_t height, int64_t width, int
     x = second.y;
     at = result;
   }
-  area_bytes = (area_bytes + kAlignment - 1) / kAlignment * kAlignment;
+  area_bytes = round_up(area_bytes, kAlignment);
   for (const auto& [place, area] : places) *place = area * area_bytes;
   clip_bytes_ = 4 * area_bytes;
   for (ConvStage& stage : program_.convolution) stage.clip = clip_bytes_;

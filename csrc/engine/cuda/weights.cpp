@@ -10,7 +10,6 @@ namespace avser::gpu {
 namespace {
 
 constexpr int64_t kSlab = int64_t{8} << 20;
-constexpr int64_t kAlignment = 256;
 // The largest 8-bit float.
 constexpr double kMostEightBits = 448.0;
 
@@ -84,7 +83,7 @@ Panels pack_panels(const Matrix& matrix, Format format, const std::vector<int64_
 }
 
 const char* GpuUploader::upload(const void* from, int64_t bytes) {
-  const int64_t whole = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  const int64_t whole = round_up(bytes, kAlignment);
   if (memory_.empty() || used_ + whole > size_) {
     size_ = std::max(kSlab, whole);
     memory_.push_back(allocate_device(size_));

@@ -1,12 +1,14 @@
 // One post-norm transformer encoder layer over the tokens of several clips; and the tokens of a map.
 //
-// All clips share each matrix product, so that packed weights are read once per call; only the attention itself looks
-// at one clip at a time.  A token holds the channels of each mel row in turn, rounded up to whole vectors and padded
-// with zeros; the published order, channel-major, is a matter of how weights are packed.  The residual stream, norms
-// and softmax are float, the products' operands of the model's precision.
+// All clips share each matrix product, so that packed weights are read once per call; only the attention itself, and
+// the pairs of tokens that a product with seven factors makes, look at one clip at a time.  A token holds the channels
+// of each mel row in turn, rounded up to whole vectors and padded with zeros; the published order, channel-major, is a
+// matter of how weights are packed.  The residual stream, norms and softmax are float, the products' operands of the
+// model's precision.
 #pragma once
 
 #include "ops/gemm/gemm.h"
+#include "ops/gemm/strassen.h"
 
 namespace avser {
 
@@ -52,6 +54,7 @@ AVSER_DECLARE_PER_ISA(TemporalAttentionKernels, temporal_attention_kernels);
 // What runs on one instruction set.
 struct EncoderKernels {
   const GemmKernels& gemm;
+  const StrassenKernels& strassen;
   const TemporalAttentionKernels& attention;
   int64_t lanes;
 };
