@@ -16,6 +16,8 @@ Before = tuple[Tensor | None, Tensor | None, Tensor | None]
 #: Mean and biased variance per channel of one process to those of all, and how many processes there are.
 Joined = tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], int]
 
+EPS, MOMENTUM = 1e-5, 0.1
+
 _joined: Joined | None = None
 
 
@@ -33,7 +35,9 @@ def joined_statistics(joined: Joined | None) -> Iterator[None]:
         _joined = before
 
 
-def batch_norm(x: Tensor, norm: Norm, *, training: bool = False, momentum: float = 0.1, eps: float = 1e-5) -> Tensor:
+def batch_norm(
+    x: Tensor, norm: Norm, *, training: bool = False, momentum: float = MOMENTUM, eps: float = EPS
+) -> Tensor:
     """Batch normalisation of (N, channels, ...); in training the running statistics are updated in place."""
     weight, bias, mean, var = norm
     if training and _joined is not None:
@@ -58,6 +62,23 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
+def statistics_joined() -> bool:
+    """Whether training statistics are those of several processes (``joined_statistics``)."""
+    return _joined is not None
+
+
+def enter_statistics(mean: Tensor, var: Tensor, count: int, norm: Norm, momentum: float = MOMENTUM) -> None:
+    """Move the running statistics towards those of ``count`` values per channel, the variance unbiased as torch does.
+
+    Raises ValueError on a single value per channel.
+    """
+    if count == 1:
+        raise ValueError("batch_norm: x: expected more than 1 value per channel in training, got 1")
+    with torch.no_grad():
+        norm[2].lerp_(mean.to(norm[2].dtype), momentum)
+        norm[3].lerp_((var * (count / max(1, count - 1))).to(norm[3].dtype), momentum)
+
+
 def batch_norm_affine(
     mean: Tensor,
     var: Tensor,
@@ -65,8 +86,8 @@ def batch_norm_affine(
     norm: Norm,
     *,
     training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+    momentum: float = MOMENTUM,
+    eps: float = EPS,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What ``batch_norm`` does to each channel, as (mean, scale, shift): x becomes (x - mean) scale + shift.
 
@@ -83,11 +104,7 @@ def batch_norm_affine(
         join, processes = _joined
         mean, var = join(mean, var)
         count *= processes
-    if count == 1:
-        raise ValueError("batch_norm: x: expected more than 1 value per channel in training, got 1")
-    with torch.no_grad():
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        running_var.lerp_((var * (count / max(1, count - 1))).to(running_var.dtype), momentum)
+    enter_statistics(mean, var, count, norm, momentum)
     return mean, weight * torch.rsqrt(var + eps), bias
 
 
