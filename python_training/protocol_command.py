@@ -99,7 +99,7 @@ def run_fold(task: Task, progress: Progress | None = None) -> Fold:
     names = [m for m, s in (("mdscm", "mdscm"), ("avdal", "avdal"), ("fusion", "fusion")) if {s, "joint"} & trained]
     models = _answers(system, spec, names, target, rows)
     precisions = {}
-    if "mdscm" in names and not spec.front_end.voice:  # which the engine does not know
+    if "mdscm" in names:
         heard = heard_clips(speech, taught(division, task.settings, task.stages), spec)
         tested_clips = heard_clips(target, rows, spec)
         precisions["mdscm"] = low_precisions(spec, system.mdscm.state_dict(), heard, tested_clips)
