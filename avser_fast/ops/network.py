@@ -293,12 +293,11 @@ def _block_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _block_grad(ctx: Any, grad: Tensor, *_unused: Tensor | None) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors
-    inputs, seed, maps = saved[:16], saved[16], saved[17:]
+    *inputs, seed = ctx.saved_tensors[:17]
     scale, need = inputs[14], ctx.needs_input_grad
     *grads, dscale, dshift = _ops.dsc_block_backward(
         grad,
-        *maps,
+        *ctx.saved_tensors[17:],
         *inputs[:6],
         *inputs[7:],
         ctx.relu,
