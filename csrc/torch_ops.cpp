@@ -14,7 +14,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cmath>
 #include <exception>
 #include <map>
 #include <memory>
@@ -310,8 +309,6 @@ STABLE_TORCH_LIBRARY_IMPL(avser_fast, CPU, m) {
   m.impl("strided_conv2d_backward", TORCH_BOX(&strided_conv2d_backward_cpu));
   m.impl("pool_shortcut", TORCH_BOX(&pool_shortcut_cpu));
   m.impl("pool_shortcut_backward", TORCH_BOX(&pool_shortcut_backward_cpu));
-  m.impl("dsc_block", TORCH_BOX(&dsc_block_cpu));
-  m.impl("dsc_block_backward", TORCH_BOX(&dsc_block_backward_cpu));
   m.impl("cs_attention", TORCH_BOX(&cs_attention_cpu));
   m.impl("cs_attention_backward", TORCH_BOX(&cs_attention_backward_cpu));
   m.impl("temporal_attention", TORCH_BOX(&temporal_attention_cpu));

@@ -179,12 +179,10 @@ Three strided_conv2d_cpu(const Tensor& x, const Tensor& weight, const std::optio
   return {y, y_mean, y_var};
 }
 
-// The gradient of x is added to `into` where that is given.
-Five strided_conv2d_backward_into(const std::optional<Tensor>& into, const Tensor& grad, const Tensor& grad_mean,
-                                  const Tensor& grad_var, const Tensor& y, const Tensor& y_mean, const Tensor& x,
-                                  const Tensor& weight, const std::optional<Tensor>& mean,
-                                  const std::optional<Tensor>& scale, const std::optional<Tensor>& shift, bool relu,
-                                  bool need_input, bool need_weights) {
+Five strided_conv2d_backward_cpu(const Tensor& grad, const Tensor& grad_mean, const Tensor& grad_var, const Tensor& y,
+                                 const Tensor& y_mean, const Tensor& x, const Tensor& weight,
+                                 const std::optional<Tensor>& mean, const std::optional<Tensor>& scale,
+                                 const std::optional<Tensor>& shift, bool relu, bool need_input, bool need_weights) {
   const char* op = "strided_conv2d_backward";
   const MapView map = map_of(op, x);
   const int64_t kernel = kernel_of(op, weight), out = weight.size(0);
@@ -192,12 +190,12 @@ Five strided_conv2d_backward_into(const std::optional<Tensor>& into, const Tenso
   const BeforeVectors before(op, mean, scale, shift, map.channels);
   const OfOutput of(op, grad, grad_mean, grad_var, y, y_mean);
   const bool norm = need_input && before.mean.data() != nullptr;
-  Tensor dx = !need_input ? none_of(x) : into ? *into : new_map(x, map.n, map.channels, map.height, map.width);
+  Tensor dx = need_input ? new_map(x, map.n, map.channels, map.height, map.width) : none_of(x);
   Tensor dweight = need_weights ? torch::stable::new_empty(weight, sizes_of(weight)) : none_of(x);
   Tensor dbias = need_weights ? torch::stable::new_empty(weight, {out}) : none_of(x);
   Tensor dscale = new_floats(x, {norm ? map.channels : 0}), dshift = new_floats(x, {norm ? map.channels : 0});
   StridedResults results{};
-  if (need_input) results.dx = map_of(op, dx), results.add = into.has_value();
+  if (need_input) results.dx = map_of(op, dx);
   if (need_weights) results.weight = dweight.mutable_data_ptr(), results.bias = dbias.mutable_data_ptr();
   if (norm) results.scale = floats(dscale), results.shift = floats(dshift);
   TorchExecutor executor;
@@ -205,14 +203,6 @@ Five strided_conv2d_backward_into(const std::optional<Tensor>& into, const Tenso
       {map, out, kernel, windows.data(), nullptr, before.mean.data(), before.scale.data(), before.shift.data(), relu},
       of.gradients, results, executor);
   return {dx, dweight, dbias, dscale, dshift};
-}
-
-Five strided_conv2d_backward_cpu(const Tensor& grad, const Tensor& grad_mean, const Tensor& grad_var, const Tensor& y,
-                                 const Tensor& y_mean, const Tensor& x, const Tensor& weight,
-                                 const std::optional<Tensor>& mean, const std::optional<Tensor>& scale,
-                                 const std::optional<Tensor>& shift, bool relu, bool need_input, bool need_weights) {
-  return strided_conv2d_backward_into(std::nullopt, grad, grad_mean, grad_var, y, y_mean, x, weight, mean, scale, shift,
-                                      relu, need_input, need_weights);
 }
 
 // ---- pool_shortcut
@@ -281,93 +271,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pool_shortcut_backwar
                           floats(vectors[2]), floats(vectors[3])},
                          executor);
   return {dx, vectors[0], vectors[1], dshortcut, vectors[2], vectors[3]};
-}
-
-// ---- dsc_block
-
-// The batch norm that follows a convolution of statistics mean and var.
-struct BlockNorm {
-  const char* op;
-  const Tensor &weight, &bias, &mean, &var;
-  double eps;
-  Tensor scale = each([](double w, double inverse) { return w * inverse; });
-
-  // f(weight, 1 / standard deviation) of every channel.
-  template <typename F>
-  Tensor each(const F& f) const {
-    const int64_t channels = var.numel();
-    const Vector weights(op, "weight of a norm", weight, channels), vars(op, "var", var, channels);
-    Tensor out = new_floats(var, {channels});
-    for (int64_t c = 0; c < channels; ++c) {
-      const double value = f(weights.data()[c], 1.0 / std::sqrt(vars.data()[c] + eps));
-      floats(out)[c] = static_cast<float>(value);
-    }
-    return out;
-  }
-};
-
-// Gradients of its weight and of the statistics, from those of scale and bias.
-struct BlockNormGradients {
-  Tensor weight, mean, var;
-  BlockNormGradients(const BlockNorm& norm, const Tensor& dscale, const Tensor& dbias) {
-    const float *of_scale = const_floats(dscale), *of_bias = const_floats(dbias);
-    int64_t c = 0, d = 0, e = 0;
-    weight = norm.each([&](double, double inverse) { return of_scale[c++] * inverse; });
-    mean = norm.each([&](double w, double inverse) { return -of_bias[d++] * w * inverse; });
-    var = norm.each([&](double w, double inverse) { return -0.5 * of_scale[e++] * w * inverse * inverse * inverse; });
-  }
-};
-
-using Ten = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-using Fifteen = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-                           Tensor, Tensor, Tensor, Tensor>;
-
-Ten dsc_block_cpu(const Tensor& x, const Tensor& depthwise1, const Tensor& pointwise1, const Tensor& depthwise2,
-                  const Tensor& pointwise2, const Tensor& shortcut_weight, const Tensor& shortcut_bias,
-                  const Tensor& weight1, const Tensor& bias1, const Tensor& weight2, const Tensor& bias2,
-                  const Tensor& weight3, const Tensor& bias3, const std::optional<Tensor>& mean,
-                  const std::optional<Tensor>& scale, const std::optional<Tensor>& shift, bool relu, double dropout,
-                  const Tensor& seed, double eps) {
-  const char* op = "dsc_block";
-  const auto [y1, mean1, var1] = separable_conv2d_cpu(x, depthwise1, pointwise1, mean, scale, shift, relu);
-  const BlockNorm norm1{op, weight1, bias1, mean1, var1, eps};
-  const auto [y2, mean2, var2] = separable_conv2d_cpu(y1, depthwise2, pointwise2, mean1, norm1.scale, bias1, true);
-  const BlockNorm norm2{op, weight2, bias2, mean2, var2, eps};
-  const auto [y3, mean3, var3] = strided_conv2d_cpu(x, shortcut_weight, shortcut_bias, mean, scale, shift, relu);
-  const BlockNorm norm3{op, weight3, bias3, mean3, var3, eps};
-  Tensor y = pool_shortcut_cpu(y2, mean2, norm2.scale, bias2, y3, mean3, norm3.scale, bias3, dropout, seed);
-  return {y, y1, mean1, var1, y2, mean2, var2, y3, mean3, var3};
-}
-
-Fifteen dsc_block_backward_cpu(const Tensor& grad, const Tensor& y1, const Tensor& mean1, const Tensor& var1,
-                               const Tensor& y2, const Tensor& mean2, const Tensor& var2, const Tensor& y3,
-                               const Tensor& mean3, const Tensor& var3, const Tensor& x, const Tensor& depthwise1,
-                               const Tensor& pointwise1, const Tensor& depthwise2, const Tensor& pointwise2,
-                               const Tensor& shortcut_weight, const Tensor& weight1, const Tensor& bias1,
-                               const Tensor& weight2, const Tensor& bias2, const Tensor& weight3, const Tensor& bias3,
-                               const std::optional<Tensor>& mean, const std::optional<Tensor>& scale,
-                               const std::optional<Tensor>& shift, bool relu, double dropout, const Tensor& seed,
-                               double eps, bool need_input, bool need_weights) {
-  const char* op = "dsc_block_backward";
-  const BlockNorm norm1{op, weight1, bias1, mean1, var1, eps}, norm2{op, weight2, bias2, mean2, var2, eps},
-      norm3{op, weight3, bias3, mean3, var3, eps};
-  const auto [dy2, dscale2, dbias2, dy3, dscale3, dbias3] =
-      pool_shortcut_backward_cpu(grad, y2, mean2, norm2.scale, bias2, y3, mean3, norm3.scale, bias3, dropout, seed);
-  const BlockNormGradients of2(norm2, dscale2, dbias2), of3(norm3, dscale3, dbias3);
-  const auto [dy1, ddepthwise2, dpointwise2, dscale1, dbias1] =
-      separable_conv2d_backward_cpu(dy2, of2.mean, of2.var, y2, mean2, y1, depthwise2, pointwise2, mean1, norm1.scale,
-                                    bias1, true, true, need_weights);
-  const BlockNormGradients of1(norm1, dscale1, dbias1);
-  auto [dx, ddepthwise1, dpointwise1, dscale, dshift] = separable_conv2d_backward_cpu(
-      dy1, of1.mean, of1.var, y1, mean1, x, depthwise1, pointwise1, mean, scale, shift, relu, need_input, need_weights);
-  const auto [whole, dshortcut, dshortcut_bias, more_scale, more_shift] = strided_conv2d_backward_into(
-      dx, dy3, of3.mean, of3.var, y3, mean3, x, shortcut_weight, mean, scale, shift, relu, need_input, need_weights);
-  for (int64_t c = 0; c < dscale.numel(); ++c) {
-    floats(dscale)[c] += const_floats(more_scale)[c];
-    floats(dshift)[c] += const_floats(more_shift)[c];
-  }
-  return {whole,  ddepthwise1, dpointwise1, ddepthwise2, dpointwise2, dshortcut, dshortcut_bias, of1.weight,
-          dbias1, of2.weight,  dbias2,      of3.weight,  dbias3,      dscale,    dshift};
 }
 
 // ---- cs_attention

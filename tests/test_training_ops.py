@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.library import opcheck
-from training_cases import EMPTY, PUBLISHED, SMALL, Case, Source, judge, keywords, leaves, positional, run, stem
+from training_cases import EMPTY, PUBLISHED, SMALL, Case, judge, keywords, leaves, positional, run, stem
 
 from avser_fast import _engine, ops, reference
 from avser_fast.errors import AvserError
@@ -306,78 +306,6 @@ def test_stem_and_block(training: bool, device: str) -> None:
         assert error <= allowed, f"{what}: {error:.3g} > {allowed:.3g}"
     for ours_value, value in zip(ours_running, running):
         assert_close(ours_value, value, 1e-5, "running statistics")
-
-
-def _block(dtype: torch.dtype, n: int, inputs: int, out: int, given: bool) -> tuple[list[Any], tuple[Any, ...]]:
-    """Arguments of dsc_block up to the options, and a batch norm in front of it."""
-    draw = Source(n + inputs)
-
-    def leaf(value: Tensor, wide: bool = False) -> Tensor:
-        return value.to(torch.promote_types(dtype, torch.float32) if wide else dtype).requires_grad_()
-
-    def batch_norm() -> list[Tensor]:
-        running = [draw(out).float(), draw(out).abs().float()]
-        return [leaf(draw(out, scale=0.3, offset=1.0), True), leaf(draw(out), True), *running]
-
-    first = [draw(n, inputs, 7, 5, offset=0.3), draw(inputs, 1, 3, 3, scale=0.4), draw(out, inputs, 1, 1, scale=0.3)]
-    second = [draw(out, 1, 3, 3, scale=0.4), draw(out, out, 1, 1, scale=0.3)]
-    shortcut = [draw(out, inputs, 1, 1, scale=0.3), draw(out)]
-    before = tuple(leaf(draw(inputs, scale=0.4, offset=0.5), True) for _ in range(3)) if given else ops.NOTHING
-    parts = [[leaf(v) for v in part] for part in (first, second, shortcut)]
-    return [v for part in parts for v in (*part, batch_norm())], before
-
-
-@pytest.mark.skipif(backends.INTERPRETED, reason="in Triton a block is always made of its parts")
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "n, inputs, out, given", [(3, 16, 32, True), (2, 5, 7, False), (1, 33, 16, True), (0, 4, 8, True)]
-)
-def test_a_block_is_the_sum_of_its_parts(n: int, inputs: int, out: int, given: bool, dtype: torch.dtype) -> None:
-    """As one op and as several: outputs, gradients whatever is asked for, running statistics."""
-
-    def run_block(whole: bool, every: int = 1) -> tuple[list[Tensor], list[Tensor]]:
-        torch.manual_seed(0)
-        block, before = _block(dtype, n, inputs, out, given)
-        leaves_of = [t for v in (*block, before) for t in (v if isinstance(v, (list, tuple)) else [v])]
-        leaves_of = [t for t in leaves_of if t is not None and t.requires_grad]
-        for i, tensor in enumerate(leaves_of):
-            tensor.requires_grad_(i % every == 0)
-        asked = leaves_of[::every]
-        with reference.joined_statistics(None if whole else (lambda mean, var: (mean, var), 1)):
-            y = ops.dsc_block(*block, dropout=0.3, training=True, relu_first=not given, before=before)
-        weight = torch.linspace(-1, 1, y.numel(), dtype=torch.float32).view_as(y).to(dtype)
-        grads = torch.autograd.grad((y * weight).sum(), asked)
-        return [y.detach(), *(t for v in block if isinstance(v, list) for t in v[2:])], list(grads)
-
-    tolerance = {torch.float32: 20, torch.bfloat16: 2}[dtype] * torch.finfo(dtype).eps
-    values, grads = run_block(True)
-    expected, expected_grads = run_block(False)
-    for found, value in zip(values, expected, strict=True):
-        assert_close(found.float(), value.float(), tolerance)
-    largest = max(float(g.abs().max()) for g in expected_grads if g.numel())
-    for found, value in zip(grads, expected_grads, strict=True):
-        assert found.dtype == value.dtype and found.shape == value.shape
-        if value.numel():
-            assert float((found.float() - value.float()).abs().max()) <= tolerance * largest
-    for every in (2, 3):
-        for found, value in zip(run_block(True, every)[1], grads[::every], strict=True):
-            assert torch.equal(found, value)
-
-
-@pytest.mark.skipif(backends.INTERPRETED, reason="in Triton a block is always made of its parts")
-def test_opcheck_of_a_block() -> None:
-    block, before = _block(torch.float32, 2, 5, 7, True)
-    x, depthwise1, pointwise1, norm1, depthwise2, pointwise2, norm2, shortcut, bias, norm3 = block
-    convolutions = (x, depthwise1, pointwise1, depthwise2, pointwise2, shortcut)
-    rest = (*norm1[:2], *norm2[:2], *norm3[:2], *before, True, 0.3, torch.tensor(5), 1e-5)
-    opcheck(torch.ops.avser_fast.dsc_block.default, (*convolutions, bias, *rest))
-    y, *maps = torch.ops.avser_fast.dsc_block(*convolutions, bias, *rest)
-    arguments = [torch.ones_like(y), *maps, *convolutions, *rest, True, True]
-    detached = [a.detach() if isinstance(a, Tensor) else a for a in arguments]
-    opcheck(torch.ops.avser_fast.dsc_block_backward.default, tuple(detached))
-    (grad,) = torch.autograd.grad(y.sum(), [x], create_graph=True)
-    with pytest.raises(NotImplementedError, match="dsc_block: expected to be differentiated once"):
-        torch.autograd.grad(grad.sum(), [x])
 
 
 @pytest.mark.parametrize("shape", [(6, 8, 3, 1), (6, 8, 1, 3), (6, 8, 1, 1), (6, 8, 3, 2)])

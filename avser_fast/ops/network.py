@@ -249,82 +249,6 @@ def _same_dtype(dtype: torch.dtype, x: Tensor, *rest: Any) -> tuple[Any, ...]:
 autocast("pool_shortcut", _same_dtype)
 
 
-# ---- dsc_block, in training on a CPU
-
-
-@fake("dsc_block")
-def _(x: Tensor, depthwise1: Tensor, pointwise1: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    n, _, height, width = x.shape
-    out = pointwise1.shape[0]
-
-    def convolution(rows: Any, columns: Any) -> tuple[Tensor, ...]:
-        return _map_like(x, n, out, rows, columns), _vector(x, out), _vector(x, out)
-
-    half = ((height + 1) // 2, (width + 1) // 2)
-    return (
-        _map_like(x, n, out, *half),
-        *convolution(height, width),
-        *convolution(height, width),
-        *convolution(*half),
-    )
-
-
-@fake("dsc_block_backward")
-def _(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    x, convolutions, norms, mean = rest[9], rest[10:15], rest[15:21], rest[21]
-    need_input, need_weights = rest[-2:]
-    dx, dscale, dshift = _input_grads(x, mean, need_input)
-    weights = (*(_dense(w) for w in convolutions), x.new_empty((convolutions[-1].shape[0],)))
-    return (
-        dx,
-        *(_or_empty(need_weights, w) for w in weights),
-        *(_vector(x, v.shape[0]) for v in norms),
-        dscale,
-        dshift,
-    )
-
-
-def _block_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """inputs: x, five convolutions and the bias of the last, three norms, then what ``before`` is and the rest."""
-    ctx.relu, ctx.dropout, seed, ctx.eps = inputs[16:]
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # no zeros for what has no gradient
-    ctx.save_for_backward(*inputs[:16], seed, *output[1:])
-
-
-def _block_grad(ctx: Any, grad: Tensor, *_unused: Tensor | None) -> tuple[Any, ...]:
-    *inputs, seed = ctx.saved_tensors[:17]
-    scale, need = inputs[14], ctx.needs_input_grad
-    *grads, dscale, dshift = _ops.dsc_block_backward(
-        grad,
-        *ctx.saved_tensors[17:],
-        *inputs[:6],
-        *inputs[7:],
-        ctx.relu,
-        ctx.dropout,
-        seed,
-        ctx.eps,
-        need[0] or any(need[13:16]),
-        any(need[1:7]),
-    )
-    dmean = _minus(scale, dshift) if need[13] else None
-    given = (_given(n, g, s) for n, g, s in zip(need, grads, inputs))
-    return (
-        *given,
-        dmean,
-        _given(need[14], dscale, scale),
-        _given(need[15], dshift, inputs[15]),
-        None,
-        None,
-        None,
-        None,
-    )
-
-
-autograd("dsc_block", _block_grad, _block_context)
-autocast("dsc_block", lambda dtype, *a: (*_low(dtype, *a[:7]), *a[7:]))
-
-
 # ---- cs_attention
 
 
@@ -499,7 +423,6 @@ for _name in (
     "strided_conv2d_backward",
     "separable_conv2d_backward",
     "pool_shortcut_backward",
-    "dsc_block_backward",
     "cs_attention_backward",
     "temporal_attention_backward",
     "emotion_head_backward",

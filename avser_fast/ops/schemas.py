@@ -7,8 +7,7 @@ Importing this module needs torch and no compiler.  Fake kernels and derivatives
 A ``*_backward`` op takes what the forward saved; ``need_input`` and ``need_weights`` say which results are wanted, and
 one that is not is an empty tensor.  Maps are (N, C, H, W), channels-last in memory when an op made them.  ``mean,
 scale, shift`` are the batch norm that the producer of a map left to its consumer (``reference.rectified_affine``); a
-convolution returns its output and the statistics of it.  ``dsc_block`` is a block in training on the CPU, as one op
-with all its norms.
+convolution returns its output and the statistics of it.
 """
 
 from __future__ import annotations
@@ -42,18 +41,6 @@ _PATHS = (
     "Tensor x, Tensor mean, Tensor scale, Tensor shift, "
     "Tensor shortcut, Tensor shortcut_mean, Tensor shortcut_scale, Tensor shortcut_shift, float dropout, Tensor seed"
 )
-_BLOCK_CONVOLUTIONS = (
-    "Tensor x, Tensor depthwise1, Tensor pointwise1, Tensor depthwise2, Tensor pointwise2, Tensor shortcut_weight"
-)
-_BLOCK_NORMS = (
-    "Tensor norm1_weight, Tensor norm1_bias, Tensor norm2_weight, Tensor norm2_bias, "
-    "Tensor shortcut_norm_weight, Tensor shortcut_norm_bias, "
-    f"{_BEFORE}, float dropout, Tensor seed, float eps"
-)
-_BLOCK_MAPS = (
-    "Tensor y1, Tensor mean1, Tensor var1, Tensor y2, Tensor mean2, Tensor var2, "
-    "Tensor shortcut, Tensor shortcut_mean, Tensor shortcut_var"
-)
 _ATTENTION = (
     "Tensor x, Tensor? spatial_weight, Tensor? spatial_bias, "
     "Tensor? channel_weight1, Tensor? channel_bias1, Tensor? channel_weight2, Tensor? channel_bias2"
@@ -83,13 +70,6 @@ separable_conv2d_backward({_OUTPUT}, Tensor x, Tensor depthwise, Tensor pointwis
 pool_shortcut({_PATHS}) -> Tensor
 pool_shortcut_backward(Tensor grad, {_PATHS})
   -> (Tensor x, Tensor scale, Tensor shift, Tensor shortcut, Tensor shortcut_scale, Tensor shortcut_shift)
-dsc_block({_BLOCK_CONVOLUTIONS}, Tensor shortcut_bias, {_BLOCK_NORMS}) -> (Tensor y, {_BLOCK_MAPS})
-dsc_block_backward(Tensor grad, {_BLOCK_MAPS}, {_BLOCK_CONVOLUTIONS}, {_BLOCK_NORMS},
-  bool need_input, bool need_weights)
-  -> (Tensor x, Tensor depthwise1, Tensor pointwise1, Tensor depthwise2, Tensor pointwise2,
-      Tensor shortcut_weight, Tensor shortcut_bias, Tensor norm1_weight, Tensor norm1_bias,
-      Tensor norm2_weight, Tensor norm2_bias, Tensor shortcut_norm_weight, Tensor shortcut_norm_bias,
-      Tensor scale, Tensor shift)
 cs_attention({_ATTENTION}) -> Tensor
 cs_attention_backward(Tensor grad, {_ATTENTION})
   -> (Tensor x, Tensor spatial_weight, Tensor spatial_bias,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..reference import batch_norm_affine, rectified_affine
-from ..reference.batch_norm import EPS, Before, Norm, enter_statistics, statistics_joined
+from ..reference.batch_norm import Before, Norm
 from . import (
     backends,
     network,  # noqa: F401  (fake kernels and derivatives)
@@ -158,33 +158,6 @@ def conv_stem(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm], *, tr
     return rectified_affine(*open_stem(x, weights, norms, training=training), relu=True)
 
 
-def _whole_block(
-    x: Tensor, convolutions: Sequence[Tensor], norms: Sequence[Norm], before: Before, relu: bool, dropout: float
-) -> Tensor:
-    """``dsc_block`` in training as one op: a call of the many small ones between its parts takes longer than its work
-    when the maps in between have emptied the caches."""
-    op = "dsc_block"
-    _shape(op, "x", x, "N", "in", "H", "W")
-    inputs, out = x.shape[1], convolutions[1].shape[0]
-    shapes: dict[str, tuple[int, ...]] = {
-        "depthwise1": (inputs, 1, 3, 3),
-        "pointwise1": (out, inputs, 1, 1),
-        "depthwise2": (out, 1, 3, 3),
-        "pointwise2": (out, out, 1, 1),
-        "shortcut_weight": (out, inputs, 1, 1),
-        "shortcut_bias": (out,),
-    }
-    for (name, shape), value in zip(shapes.items(), convolutions):
-        _shape(op, name, value, *shape)
-    _same(op, x, **dict(zip(shapes, convolutions)))
-    affine = [_wide(value) for norm in norms for value in norm[:2]]
-    of_input = _before(op, inputs, *before)
-    y, *maps = _ops.dsc_block(x, *convolutions, *affine, *of_input, relu, dropout, _seed(x, dropout, None), EPS)
-    for norm, (branch, mean, var) in zip(norms, (maps[:3], maps[3:6], maps[6:])):
-        enter_statistics(mean, var, _positions(branch), norm)
-    return y
-
-
 def dsc_block(
     x: Tensor,
     depthwise1: Tensor,
@@ -205,9 +178,6 @@ def dsc_block(
     """``reference.dsc_block``; ``before`` is a batch norm of x that is still to be done, with a ReLU behind it
     whatever ``relu_first`` says."""
     relu = relu_first or before[0] is not None
-    if training and not statistics_joined() and backends.why_not("cpu", x) is None:
-        convolutions = (depthwise1, pointwise1, depthwise2, pointwise2, shortcut_weight, shortcut_bias)
-        return _whole_block(x, convolutions, (norm1, norm2, shortcut_norm), before, relu, dropout)
     y, mean, var = separable_conv2d(x, depthwise1, pointwise1, *before, relu=relu)
     norm = batch_norm_affine(mean, var, _positions(y), norm1, training=training)
     y, mean, var = separable_conv2d(y, depthwise2, pointwise2, *norm, relu=True)

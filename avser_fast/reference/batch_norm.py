@@ -16,8 +16,6 @@ Before = tuple[Tensor | None, Tensor | None, Tensor | None]
 #: Mean and biased variance per channel of one process to those of all, and how many processes there are.
 Joined = tuple[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], int]
 
-EPS, MOMENTUM = 1e-5, 0.1
-
 _joined: Joined | None = None
 
 
@@ -35,9 +33,7 @@ def joined_statistics(joined: Joined | None) -> Iterator[None]:
         _joined = before
 
 
-def batch_norm(
-    x: Tensor, norm: Norm, *, training: bool = False, momentum: float = MOMENTUM, eps: float = EPS
-) -> Tensor:
+def batch_norm(x: Tensor, norm: Norm, *, training: bool = False, momentum: float = 0.1, eps: float = 1e-5) -> Tensor:
     """Batch normalisation of (N, channels, ...); in training the running statistics are updated in place."""
     weight, bias, mean, var = norm
     if training and _joined is not None:
@@ -62,23 +58,6 @@ def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def statistics_joined() -> bool:
-    """Whether training statistics are those of several processes (``joined_statistics``)."""
-    return _joined is not None
-
-
-def enter_statistics(mean: Tensor, var: Tensor, count: int, norm: Norm, momentum: float = MOMENTUM) -> None:
-    """Move the running statistics towards those of ``count`` values per channel, the variance unbiased as torch does.
-
-    Raises ValueError on a single value per channel.
-    """
-    if count == 1:
-        raise ValueError("batch_norm: x: expected more than 1 value per channel in training, got 1")
-    with torch.no_grad():
-        norm[2].lerp_(mean.to(norm[2].dtype), momentum)
-        norm[3].lerp_((var * (count / max(1, count - 1))).to(norm[3].dtype), momentum)
-
-
 def batch_norm_affine(
     mean: Tensor,
     var: Tensor,
@@ -86,8 +65,8 @@ def batch_norm_affine(
     norm: Norm,
     *,
     training: bool = False,
-    momentum: float = MOMENTUM,
-    eps: float = EPS,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What ``batch_norm`` does to each channel, as (mean, scale, shift): x becomes (x - mean) scale + shift.
 
@@ -104,7 +83,11 @@ def batch_norm_affine(
         join, processes = _joined
         mean, var = join(mean, var)
         count *= processes
-    enter_statistics(mean, var, count, norm, momentum)
+    if count == 1:
+        raise ValueError("batch_norm: x: expected more than 1 value per channel in training, got 1")
+    with torch.no_grad():
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_((var * (count / max(1, count - 1))).to(running_var.dtype), momentum)
     return mean, weight * torch.rsqrt(var + eps), bias
 
 

@@ -30,7 +30,6 @@ struct Packed {
     op.x = a.kernel == 1 ? halved_view(a.x) : a.x;
     op.before = before.before;
     op.kernel = a.kernel;
-    op.add = false;
     op.step = a.kernel == 1 ? 1 : 2;
     op.out_channels = out;
     op.out_height = halved(a.x.height);
@@ -72,14 +71,13 @@ void strided_conv2d(const StridedArguments& arguments, const MapView& y, float* 
 void strided_conv2d_backward(const StridedArguments& arguments, const ConvolutionGradients& out,
                              const StridedResults& results, Executor& executor) {
   const StridedConv2dKernels& kernels = AVSER_PICK(strided_conv2d_kernels);
-  Packed packed(arguments, true);
-  packed.op.add = results.add;
+  const Packed packed(arguments, true);
   const int64_t lanes = float_lanes(current_isa()), channels = arguments.out_channels;
   const PaddedOutput gradient(out.grad, out.y, out.y_mean, out.grad_mean, out.grad_var, lanes);
   const int64_t in = round_up(arguments.x.channels, lanes), padded_out = round_up(channels, lanes);
   const int64_t n = out.y.positions() > 0 ? out.y.n : 0;
   const bool weights = results.weight != nullptr;
-  // A 1x1 kernel fills every other position of dx; the others are zeros, or stay as they are.
+  // A 1x1 kernel fills every other position of dx; the others are zeros.
   const bool sparse = results.dx.data != nullptr && arguments.kernel == 1;
   const MapView dx = sparse ? halved_view(results.dx) : results.dx;
   const int64_t image_bytes = results.dx.positions() * results.dx.channels * element_bytes(results.dx.precision);
@@ -91,7 +89,7 @@ void strided_conv2d_backward(const StridedArguments& arguments, const Convolutio
   BatchSums sums(n, 2 * in + padded_out, large);
   sums.run(executor, kernels.backward_scratch(packed.op), [&](int64_t i, double* small, float* matrix, char* memory) {
     const StridedSums into{weights ? matrix : nullptr, small + 2 * in, small, small + in};
-    if (sparse && !results.add) std::memset(results.dx.at(i, 0, 0), 0, image_bytes);
+    if (sparse) std::memset(results.dx.at(i, 0, 0), 0, image_bytes);
     kernels.backward(packed.op, gradient.gradient, dx, i, into, memory);
   });
   const std::vector<double> small = sums.of_doubles();

@@ -14,7 +14,6 @@ struct StridedConv2d {
   Before before;
   int64_t kernel, step;
   int64_t out_channels, out_height, out_width;
-  bool add;                  // dx has a gradient already, to which this one is added
   int64_t x_stride;          // of a position of the prepared input: channels, rounded up unless they are few
   GemmWeights weights;       // n = out, k = (ky, kx, x_stride)
   GemmWeights weights_back;  // n = (ky, kx, channels rounded up), k = out; in the backward
@@ -60,7 +59,6 @@ struct StridedArguments {
 // Null: not wanted (dx by its data).
 struct StridedResults {
   MapView dx;
-  bool add;  // to what dx holds
   void* weight;
   void* bias;
   float* scale;

@@ -96,9 +96,7 @@ void finish(const StridedConv2d& op, const Layout& layout, const MapView& dx, in
           row_scale = fma(d, away, row_scale);
           d *= scale;
         }
-        Element* to = reinterpret_cast<Element*>(dx.at(i, h, w)) + c;
-        if (op.add) d += load_part(to, channels - c);
-        store_part(to, d, channels - c);
+        store_part(reinterpret_cast<Element*>(dx.at(i, h, w)) + c, d, channels - c);
       }
       scale_sum += row_scale;
       shift_sum += row_shift;
