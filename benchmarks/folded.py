@@ -93,7 +93,7 @@ class _Attention(nn.Module):
 
 
 class FoldedMDSCM(nn.Module):
-    """(N, channels, frames, bands), the clips of all utterances, to (N, classes) clip logits."""
+    """(N, planes, frames, bands), the clips of all utterances, to (N, classes) clip logits."""
 
     def __init__(self, module: family.MDSCM):
         super().__init__()
@@ -105,9 +105,11 @@ class FoldedMDSCM(nn.Module):
         self.statistics = copy.deepcopy(module.statistics)
         self.head = copy.deepcopy(module.head)
         self.deviation = module.network.pooling == "mean_std"
+        self.in_channels = module.network.in_channels
 
     def forward(self, x: Tensor) -> Tensor:
         path = [] if self.statistics is None else [self.statistics(x)]
+        x = x[:, : self.in_channels]  # not the voice
         for conv in self.stem:
             x = F.relu(conv(x))
         for block in self.blocks:
