@@ -141,7 +141,7 @@ def card_text(name: str, card: dict[str, Any], summary: dict[str, Any] | None, c
     speakers = ", ".join(protocol["training_speakers"])
     beside = (
         f"; beside them a statistics path of {network['statistics']} values per channel and "
-        f"{network['statistics_hidden']} hidden units"
+        f"{network['statistics_hidden']} hidden units{', which also hears pitch and voicing' if network.get('voice') else ''}"
         if network["statistics"]
         else ""
     )
