@@ -139,9 +139,10 @@ def card_text(name: str, card: dict[str, Any], summary: dict[str, Any] | None, c
     settings = protocol["settings"]
     network, front_end = settings["network"], settings["front_end"]
     speakers = ", ".join(protocol["training_speakers"])
+    hears = ", which also hears pitch and voicing" if network.get("voice") else ""
     beside = (
         f"; beside them a statistics path of {network['statistics']} values per channel and "
-        f"{network['statistics_hidden']} hidden units{', which also hears pitch and voicing' if network.get('voice') else ''}"
+        f"{network['statistics_hidden']} hidden units{hears}"
         if network["statistics"]
         else ""
     )
