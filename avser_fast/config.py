@@ -134,6 +134,7 @@ class FrontEnd:
 
     def _check_voice(self) -> None:
         _require(self.sampling_rate >= 8000, "sampling_rate", "at least 8000 hertz with voice", self.sampling_rate)
+        _require(abs(self.preemphasis) < 1, "preemphasis", "a factor between -1 and 1 with voice", self.preemphasis)
         _require(self.mel_bands >= VOICE_VALUES, "mel_bands", f"at least {VOICE_VALUES} with voice", self.mel_bands)
         most = self.sampling_rate // VOICE_HZ[0] + 1
         _require(self.frame_length > most, "frame_length", f"more than {most} samples with voice", self.frame_length)

@@ -109,7 +109,7 @@ def ceilings() -> dict[str, float]:
 
 
 def measure(network: Any, tensors: dict[str, np.ndarray], utterances: int) -> dict[str, Any]:
-    shape = (utterances, CLIPS, network.in_channels, network.clip_frames, network.mel_bands)
+    shape = (utterances, CLIPS, network.planes, network.clip_frames, network.mel_bands)
     host = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     reference = nn.MDSCM(network, backend="reference").double().eval()
     reference.load_state_dict({n: torch.from_numpy(v) for n, v in tensors.items()}, strict=False)

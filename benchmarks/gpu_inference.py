@@ -90,7 +90,7 @@ def times(runs: dict[str, Run], clips: np.ndarray) -> dict[str, dict[str, float]
 
 def measure(spec: ModelSpec, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     network = spec.network
-    shape = (1, CLIPS, network.in_channels, network.clip_frames, network.mel_bands)
+    shape = (1, CLIPS, network.planes, network.clip_frames, network.mel_bands)
     clips = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
     expected = avser_fast.Recognizer(spec, tensors, backend="reference").forward(clips)[0]
     builders: dict[str, Callable[[], Run]] = {

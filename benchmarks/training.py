@@ -62,7 +62,7 @@ class Step:
         backend = "auto" if self.name == OURS else "reference"
         model = nn.MDSCM(network, backend=backend).to(self.device, memory_format=torch.channels_last)
         generator = torch.Generator().manual_seed(1)
-        shape = (self.utterances, CLIPS, network.in_channels, network.clip_frames, network.mel_bands)
+        shape = (self.utterances, CLIPS, network.planes, network.clip_frames, network.mel_bands)
         self.clips = torch.randn(shape, generator=generator).to(self.device)
         self.targets = torch.randint(network.classes, (self.utterances,), generator=generator).to(self.device)
         self.model = model

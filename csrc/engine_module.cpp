@@ -106,7 +106,7 @@ py::array add_deltas_array(const py::array& features, int64_t channels, int64_t 
 py::array normalize_array(const py::array& features, const std::string& rule, const std::vector<double>& mean,
                           const std::vector<double>& std, const std::optional<int64_t>& channels) {
   AVSER_CHECK(features.ndim() == 3 && holds<float>(features), input,
-              "normalize: features: expected a (channels, frames, bands) array of float32, got ", describe(features));
+              "normalize: features: expected a (planes, frames, bands) array of float32, got ", describe(features));
   const Normalization normalization{normalize_rule(rule), mean, std};
   const int64_t normalised = channels.value_or(features.shape(0));
   AVSER_CHECK(normalised >= 0 && normalised <= features.shape(0), config, "normalize: channels: expected 0..",

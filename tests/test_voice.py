@@ -207,6 +207,7 @@ def test_configurations() -> None:
         {"n_fft": 512, "frame_length": 400},
         {"sampling_rate": 4000},
         {"mel_bands": 3},
+        {"preemphasis": 1.0},
     ):
         with pytest.raises(ConfigError, match="with voice"):
             dataclasses.replace(FRONT, **{"high_hz": 2000.0, **wrong})  # type: ignore[arg-type]

@@ -34,7 +34,8 @@ def voice(waveform: Tensor, front_end: FrontEnd) -> Tensor:
     * q: the difference of ln(P / |H|^2 + ``POWER_FLOOR``) at the pitch and at twice of it, each the largest of three
       bins.
 
-    A frame without a maximum, such as silence, has s = 0 and the highest pitch.
+    A frame without a maximum, such as silence, has s = 0 and the highest pitch.  The compiled kernels differ where
+    floats do: in which of two bins a harmonic halfway between them lies.
     """
     rate, n_fft, length = front_end.sampling_rate, front_end.n_fft, front_end.frame_length
     power = power_spectrum(waveform, length, front_end.frame_step, n_fft, front_end.preemphasis)

@@ -237,7 +237,7 @@ ModelSpec read_spec(const Json& json) {
   same("front_end.mel_bands", network.mel_bands, spec.front_end.log_mel.mel_bands);
   same("front_end.channels", network.in_channels, spec.front_end.channels);
   AVSER_CHECK(spec.front_end.voice == network.voice, config, "front_end.voice: expected the network's ",
-              network.voice ? "true" : "false", ", got the other");
+              network.voice ? "true" : "false", ", got ", spec.front_end.voice ? "true" : "false");
   same("clip_rule.clip_frames", network.clip_frames, spec.clip_rule.clip_frames);
   return spec;
 }

@@ -51,9 +51,12 @@ void check_samples(const float* samples, int64_t count) {
   AVSER_CHECK(peak <= kMaxPeak, input, "waveform: expected samples at int16 scale, got a peak of ", peak);
 }
 
-// The clips that vote: the rule puts them first, and fewer of them begin where they did.
+// The clips that vote: the rule puts them first, and fewer of them begin where they did.  `even` never fills more clips
+// than there are frames.
 ClipTable voting_clips(int64_t frames, const ClipRule& rule) {
-  const int64_t voting = clip_starts(frames, rule.clips, rule.clip_frames, rule.rule).voting;
+  static_assert(kNoClipLimit < 1, "the smaller of it and any number of frames is no limit again");
+  const int64_t clips = rule.rule == "even" ? std::min(rule.clips, frames) : rule.clips;
+  const int64_t voting = clip_starts(frames, clips, rule.clip_frames, rule.rule).voting;
   return clip_table(frames, voting, rule.clip_frames, rule.rule);
 }
 

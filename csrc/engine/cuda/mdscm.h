@@ -13,6 +13,8 @@ class GpuMdscm final : public GpuModel {
   // Tensors are copied.
   GpuMdscm(const Network& network, const Tensors& tensors, const GpuOptions& options);
 
+  bool voice() const override { return network_.voice; }
+
  private:
   class Builder;
 

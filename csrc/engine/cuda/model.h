@@ -48,6 +48,8 @@ class GpuModel {
   const DeviceInfo& device() const { return info_; }
   int device_index() const { return options_.device; }
   const std::vector<int64_t>& clip_shape() const { return clip_shape_; }
+  // Whether the last plane of a clip is the voice.
+  virtual bool voice() const { return false; }
   int64_t clip_floats() const { return clip_floats_; }
   int64_t features() const { return features_; }
   int64_t classes() const { return classes_; }

@@ -92,9 +92,17 @@ GpuSpeech::GpuSpeech(const FrontEnd& front_end, const ClipRule& rule, Networks n
               "GpuSpeech: delta_window: expected 1..", kMostWindow, ", got ", front_end.delta_window);
   for (const auto& network : networks_) {
     const std::vector<int64_t>& shape = network->clip_shape();
-    AVSER_CHECK(shape[0] <= front_end.planes() && shape[1] == rule.clip_frames && shape[2] == options.mel_bands, config,
-                "GpuSpeech: networks: expected clips of at most ", front_end.planes(), " channels, ", rule.clip_frames,
-                " frames and ", options.mel_bands, " bands, got ", shape[0], ", ", shape[1], " and ", shape[2]);
+    AVSER_CHECK(shape[1] == rule.clip_frames && shape[2] == options.mel_bands, config,
+                "GpuSpeech: networks: expected clips of ", rule.clip_frames, " frames and ", options.mel_bands,
+                " bands, got ", shape[1], " and ", shape[2]);
+    if (network->voice()) {
+      AVSER_CHECK(front_end.voice && shape[0] == front_end.planes(), config, "GpuSpeech: networks: expected clips of ",
+                  front_end.channels, " channels and ", front_end.voice ? "" : "no ", "voice, got ", shape[0] - 1,
+                  " and a voice");
+    } else {
+      AVSER_CHECK(shape[0] <= front_end.channels, config, "GpuSpeech: networks: expected clips of at most ",
+                  front_end.channels, " channels, got ", shape[0]);
+    }
   }
   stage_.channels = static_cast<int>(front_end.channels);
   stage_.bands = static_cast<int>(options.mel_bands);
@@ -110,6 +118,9 @@ GpuSpeech::GpuSpeech(const FrontEnd& front_end, const ClipRule& rule, Networks n
   clip_starts(1, rule.clips, rule.clip_frames, rule.rule);  // says now what is wrong with the rule
   const OnDevice guard(device_);
   log_mel_ = std::make_unique<const GpuLogMel>(options, voice_);
+  const int64_t most = device_info(device_).shared_bytes;
+  AVSER_CHECK(log_mel_->shared_bytes() <= most, backend, "GpuSpeech: n_fft: ", log_mel_->shared_bytes(),
+              " bytes of shared memory are needed for ", options.n_fft, " points, GPU ", device_, " has ", most);
 }
 
 GpuSpeech::~GpuSpeech() = default;

@@ -79,14 +79,17 @@ void describe_voice(const FrameStatistics& s, const float* voice, const float* c
   }
   const Weighted heard(gates, frames), by_voice(voiced, frames);
 
+  double means[kCorrelatedCepstra], deviations[kCorrelatedCepstra];
   for (int64_t i = 0; i < kCorrelatedCepstra; ++i) {
-    const auto a = cepstrum(i);
-    const Moments of_a(heard, a);
+    const Moments moments(heard, cepstrum(i));
+    means[i] = moments.mean;
+    deviations[i] = moments.deviation;
+  }
+  for (int64_t i = 0; i < kCorrelatedCepstra; ++i) {
     for (int64_t j = i + 1; j < kCorrelatedCepstra; ++j) {
-      const auto b = cepstrum(j);
-      const Moments of_b(heard, b);
-      const double both = heard.mean([&](int64_t t) { return (a(t) - of_a.mean) * (b(t) - of_b.mean); });
-      *out++ = static_cast<float>(both / (of_a.deviation * of_b.deviation));
+      const auto a = cepstrum(i), b = cepstrum(j);
+      const double both = heard.mean([&](int64_t t) { return (a(t) - means[i]) * (b(t) - means[j]); });
+      *out++ = static_cast<float>(both / (deviations[i] * deviations[j]));
     }
   }
   const Moments of_pitch(by_voice, pitch);
@@ -94,7 +97,7 @@ void describe_voice(const FrameStatistics& s, const float* voice, const float* c
   *out++ = static_cast<float>(of_pitch.deviation);
 
   // Steps of the pitch from one frame to the next, where both are there; jumps are another peak's.
-  double total = 0.0, size = 0.0, up = 0.0, down = 0.0, square = 0.0;
+  double total = 0.0, up = 0.0, down = 0.0, square = 0.0;
   const auto steps = [&](const auto& use) {
     for (int64_t t = 1; t < frames; ++t) {
       if (gates[t] == 0.0f || gates[t - 1] == 0.0f) continue;
@@ -110,8 +113,7 @@ void describe_voice(const FrameStatistics& s, const float* voice, const float* c
   if (total < kLeastSum) total = kLeastSum;
   const double drift = (up - down) / total;
   steps([&](double step, double weight) { square += weight * (step - drift) * (step - drift); });
-  size = (up + down) / total;
-  *out++ = static_cast<float>(__builtin_log(size + kStepFloor));
+  *out++ = static_cast<float>(__builtin_log((up + down) / total + kStepFloor));
   *out++ = static_cast<float>(__builtin_sqrt(square / total + static_cast<double>(kEpsilon)));
   *out++ = static_cast<float>(up / total);
   *out++ = static_cast<float>(down / total);

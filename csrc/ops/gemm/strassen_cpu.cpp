@@ -81,12 +81,13 @@ void tile(const GemmWeights& weights, int64_t panel, const GemmRow* rows, const 
   const float* w01 = w00 + half * kPanel;
   const float* w10 = reinterpret_cast<const float*>(weights.panels) + lower * weights.words;
   const float* w11 = w10 + half * kPanel;
-  // The next two panels, 4 kPanel / kLine lines for every step of k, are fetched evenly, one line a step, but for the
-  // last eighth or more.
+  // The next two panels are fetched evenly, one line a step: seven eighths of them with 16 lanes.  Where there are no
+  // next ones, or no more of them, these are fetched again, which costs nothing.
   const int64_t lines = 2 * half * kPanel / kLine;  // of a panel
+  const int64_t next = panel + 1 < strassen_panels(weights, kLanes) ? 2 * half * kPanel : 0;
   const auto ahead = [&](int64_t turn) {
-    const int64_t line = turn * half;
-    return line < lines ? w01 + half * kPanel + line * kLine : w11 + half * kPanel + (line - lines) * kLine;
+    const int64_t line = turn * half % (2 * lines);
+    return (line < lines ? w00 + line * kLine : w10 + (line - lines) * kLine) + next;
   };
   float m[kStrassenProducts][Rows * kPanel];
   const auto multiply = [&](auto weight, int which, const float* first, const float* second, int64_t turn) {

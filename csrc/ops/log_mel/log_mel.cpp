@@ -24,7 +24,7 @@ template <typename T>
 void run_all(const Waveform& waveform, const LogMelOptions& options, T* out, T* voice, Executor& executor,
              const LogMelKernels& kernels,
              void (*run)(const Waveform&, const LogMelTables&, int64_t, int64_t, T*, T*, double*)) {
-  const auto tables = log_mel_tables(options);
+  const auto tables = log_mel_tables(options, voice != nullptr);
   const int64_t frames = log_mel_frames(waveform.samples, options);
   executor.parallel_for(frames, kFramesPerPiece, [&](int64_t begin, int64_t end, int) {
     const Scratch scratch(kernels.scratch_bytes(*tables, voice != nullptr));
@@ -47,7 +47,6 @@ void log_mel(const Waveform& waveform, const LogMelOptions& options, double* out
 void log_mel_and_voice(const Waveform& waveform, const LogMelOptions& options, float* out, float* voice,
                        Executor& executor) {
   const LogMelKernels& kernels = AVSER_PICK(log_mel_kernels);
-  check_voice(options);
   run_all(waveform, options, out, voice, executor, kernels, kernels.run_float);
 }
 

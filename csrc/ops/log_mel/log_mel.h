@@ -61,8 +61,9 @@ struct LogMelTables {
   std::vector<int32_t> band_bin;   // [mel_bands] first bin of a band with a weight
   std::vector<int32_t> band_size;  // [mel_bands]
   std::vector<double> weights;     // of all bands, one after the other
-  // Of the voice: for every bin up to `half`, what undoes the pre-emphasis and leaves out what is below kVoiceLeastHz;
-  // for every lag from lag_begin on, what undoes the frame's own length, and what a high voice is preferred by.
+  // Of the voice, where it is wanted: for every bin up to `half`, what undoes the pre-emphasis and leaves out what is
+  // below kVoiceLeastHz; for every lag from lag_begin on, what undoes the frame's own length, and what a high voice is
+  // preferred by.
   std::vector<double> whiten;
   int64_t lag_begin = 0, lag_end = 0;
   std::vector<double> lag_scale, lag_bonus;
@@ -70,7 +71,7 @@ struct LogMelTables {
 
 // Shared by all callers with the same options; thread-safe.  Few are kept, so that a vtlp drawn anew for every waveform
 // does not add up.
-std::shared_ptr<const LogMelTables> log_mel_tables(const LogMelOptions& options);
+std::shared_ptr<const LogMelTables> log_mel_tables(const LogMelOptions& options, bool voice = false);
 
 // out is (frames, mel_bands), contiguous.  waveform.samples must be at least 1.
 void log_mel(const Waveform& waveform, const LogMelOptions& options, float* out, Executor& executor);

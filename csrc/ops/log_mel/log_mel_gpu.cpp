@@ -8,8 +8,7 @@
 namespace avser::gpu {
 
 GpuLogMel::GpuLogMel(const LogMelOptions& options, bool voice) : options_(options) {
-  if (voice) check_voice(options);
-  const auto tables = log_mel_tables(options);
+  const auto tables = log_mel_tables(options, voice);
   AVSER_CHECK(options.n_fft <= kMostLogMelFft, backend, "log_mel: n_fft: expected at most ", kMostLogMelFft,
               " on a CUDA device, got ", options.n_fft);
   AVSER_CHECK(options.vtlp == 1, backend, "log_mel: vtlp: expected 1 on a CUDA device, got ", options.vtlp);

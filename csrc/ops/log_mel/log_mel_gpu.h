@@ -14,6 +14,7 @@ class GpuLogMel {
   explicit GpuLogMel(const LogMelOptions& options, bool voice = false);
 
   const LogMelOptions& options() const { return options_; }
+  int64_t shared_bytes() const { return log_mel_shared(stage_); }
   // out: (frames of all recordings, mel_bands), float64 for float64 samples, float32 otherwise.  `blocks` at most.
   // voice: (frames, kVoiceValues), null unless wanted.
   void queue(const Recordings& recordings, int64_t blocks, void* out, float* voice, Stream stream) const;

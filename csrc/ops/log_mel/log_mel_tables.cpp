@@ -51,7 +51,25 @@ double warped(double hz, const LogMelOptions& o) {
   return half - (half - o.vtlp_high_hz * least) / (half - bend) * std::max(half - hz, 0.0);
 }
 
-std::shared_ptr<const LogMelTables> make_tables(const LogMelOptions& options) {
+void add_voice(LogMelTables& t) {
+  const LogMelOptions& options = t.options;
+  // Lags of whole samples between the highest and the lowest pitch; a neighbour on either side tells a peak.
+  const auto rate = static_cast<double>(options.sampling_rate);
+  t.lag_begin = static_cast<int64_t>(std::floor(rate / kVoiceMostPitch)) - 1;
+  t.lag_end = static_cast<int64_t>(std::floor(rate / kVoiceLeastPitch)) + 2;
+  for (int64_t k = 0; k <= t.half; ++k) {
+    const double turn = 2.0 * kPi * static_cast<double>(k) / static_cast<double>(options.n_fft);
+    const double emphasis = 1.0 + options.preemphasis * (options.preemphasis - 2.0 * std::cos(turn));
+    const double hz = static_cast<double>(k) * rate / static_cast<double>(options.n_fft);
+    t.whiten.push_back(hz < kVoiceLeastHz ? 0.0 : 1.0 / emphasis);
+  }
+  for (int64_t lag = t.lag_begin; lag < t.lag_end; ++lag) {
+    t.lag_scale.push_back(1.0 / (1.0 - static_cast<double>(lag) / static_cast<double>(options.frame_length)));
+    t.lag_bonus.push_back(0.02 * std::log2(rate / static_cast<double>(lag) / kVoiceLeastPitch));
+  }
+}
+
+std::shared_ptr<const LogMelTables> make_tables(const LogMelOptions& options, bool voice) {
   auto tables = std::make_shared<LogMelTables>();
   LogMelTables& t = *tables;
   t.options = options;
@@ -93,21 +111,7 @@ std::shared_ptr<const LogMelTables> make_tables(const LogMelOptions& options) {
                                        : static_cast<double>(right - bin) / static_cast<double>(right - centre));
     }
   }
-
-  // Lags of whole samples between the highest and the lowest pitch; a neighbour on either side tells a peak.
-  const auto rate = static_cast<double>(options.sampling_rate);
-  t.lag_begin = static_cast<int64_t>(std::floor(rate / kVoiceMostPitch)) - 1;
-  t.lag_end = static_cast<int64_t>(std::floor(rate / kVoiceLeastPitch)) + 2;
-  for (int64_t k = 0; k <= t.half; ++k) {
-    const double turn = 2.0 * kPi * static_cast<double>(k) / static_cast<double>(options.n_fft);
-    const double emphasis = 1.0 + options.preemphasis * (options.preemphasis - 2.0 * std::cos(turn));
-    const double hz = static_cast<double>(k) * rate / static_cast<double>(options.n_fft);
-    t.whiten.push_back(hz < kVoiceLeastHz ? 0.0 : 1.0 / emphasis);
-  }
-  for (int64_t lag = t.lag_begin; lag < t.lag_end; ++lag) {
-    t.lag_scale.push_back(1.0 / (1.0 - static_cast<double>(lag) / static_cast<double>(options.frame_length)));
-    t.lag_bonus.push_back(0.02 * std::log2(rate / static_cast<double>(lag) / kVoiceLeastPitch));
-  }
+  if (voice) add_voice(t);
   return tables;
 }
 
@@ -157,20 +161,21 @@ int64_t log_mel_frames(int64_t samples, const LogMelOptions& o) {
   return samples <= o.frame_length ? 1 : 1 + (samples - o.frame_length + o.frame_step - 1) / o.frame_step;
 }
 
-std::shared_ptr<const LogMelTables> log_mel_tables(const LogMelOptions& options) {
+std::shared_ptr<const LogMelTables> log_mel_tables(const LogMelOptions& options, bool voice) {
   static ForkMutex guard;
-  static auto* cache = new std::map<decltype(options.key()), std::shared_ptr<const LogMelTables>>;
+  using Key = std::pair<bool, decltype(options.key())>;
+  static auto* cache = new std::map<Key, std::shared_ptr<const LogMelTables>>;
   constexpr size_t kKept = 32;  // more option sets than a process sensibly uses; a sweep over them must not grow memory
   {
     const std::lock_guard<ForkMutex> lock(guard);
-    const auto found = cache->find(options.key());
+    const auto found = cache->find({voice, options.key()});
     if (found != cache->end()) return found->second;
   }
-  check_log_mel(options);
-  auto tables = make_tables(options);
+  voice ? check_voice(options) : check_log_mel(options);
+  auto tables = make_tables(options, voice);
   const std::lock_guard<ForkMutex> lock(guard);
   if (cache->size() >= kKept) cache->clear();
-  return cache->emplace(options.key(), tables).first->second;
+  return cache->emplace(Key{voice, options.key()}, tables).first->second;
 }
 
 }  // namespace avser

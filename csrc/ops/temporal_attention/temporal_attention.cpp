@@ -11,6 +11,11 @@ constexpr int64_t kCacheLine = 64;
 // Rows from which on a worker reads all weights for rows of its own, rather than a part of the weights for all rows.
 constexpr int64_t kRowsOfOwn = 28;
 
+// Whether a product is made of halves: of the weights and of pairs of a clip's tokens.
+bool by_halves(const EncoderKernels& kernels, const GemmWeights& weights, int64_t tokens) {
+  return tokens % 2 == 0 && strassen_fits(weights, kernels.lanes);
+}
+
 // How the scratch of a call is cut, in bytes.
 struct Scratch {
   int64_t stride, hidden_stride;  // elements
@@ -23,10 +28,12 @@ struct Scratch {
     qkv_row = round_up(3 * layer.width, kernels.lanes) * element_bytes(attention_precision(layer));
     stride = round_up(layer.width, kernels.lanes);
     hidden_stride = round_up(layer.ff1.n, kernels.lanes);
-    // float32 multiplies the residual stream itself, or halves of it and of the hidden layer.
-    operand = layer.precision == Precision::float32
-                  ? strassen_floats(1, std::max(stride, hidden_stride)) * static_cast<int64_t>(sizeof(float)) / 2
-                  : stride * element;
+    // float32 multiplies the residual stream itself, or what products by halves make of it.
+    operand = layer.precision == Precision::float32 ? 0 : stride * element;
+    for (const GemmWeights* weights : {&layer.qkv, &layer.out, &layer.ff1, &layer.ff2}) {
+      if (!by_halves(kernels, *weights, tokens)) continue;
+      operand = std::max(operand, strassen_floats(1, weights->words) * static_cast<int64_t>(sizeof(float)) / 2);
+    }
     rows = 0;
     operands = after(rows, count * static_cast<int64_t>(sizeof(GemmRow)));
     qkv = after(operands, count * operand);
@@ -79,7 +86,7 @@ void temporal_attention(const EncoderKernels& kernels, const EncoderLayer& layer
       while (piece > 1 && panels % (piece * threads) != 0) --piece;
       part.executor.parallel_for(panels, piece, [&](int64_t begin, int64_t end, int) { run(begin, end); });
     };
-    if (tokens % 2 == 0 && strassen_fits(weights, kernels.lanes)) {
+    if (by_halves(kernels, weights, tokens)) {
       float* split = reinterpret_cast<float*>(scratch + at.operands + part.begin * at.operand);
       part.executor.parallel_for(owned / 2, tokens / 2, [&](int64_t begin, int64_t end, int) {
         kernels.strassen.split(own, begin, end, owned / 2, weights.words, split);
