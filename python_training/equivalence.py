@@ -65,7 +65,11 @@ def members() -> dict[str, Settings]:
         encoder_dropout=0.0,
     )
     attentive = dataclasses.replace(
-        small, name="mdscm-attentive", network=network, clip_rule=ClipRule("even", None, network.clip_frames)
+        small,
+        name="mdscm-attentive",
+        network=network,
+        front_end=dataclasses.replace(small.front_end, voice=False),
+        clip_rule=ClipRule("even", None, network.clip_frames),
     )
     return {s.name: s for s in (small, attentive)}
 

@@ -522,7 +522,7 @@ def test_the_front_end_is_measured_on_training_utterances_alone(prepared_emodb: 
     chosen = [i for i, u in enumerate(prepared_emodb.utterances) if u.speaker != "03"]
     front_end = measured_front_end(prepared_emodb, chosen, recipe)
     features = prepared_emodb.features(front_end)
-    heard = np.concatenate([np.asarray(features[i], np.float64).reshape(3, -1) for i in chosen], axis=1)
+    heard = np.concatenate([np.asarray(features[i][:3], np.float64).reshape(3, -1) for i in chosen], axis=1)
     np.testing.assert_allclose(front_end.mean, heard.mean(1), atol=6e-5)
     np.testing.assert_allclose(front_end.std, heard.std(1), atol=6e-5)
     assert front_end != measured_front_end(prepared_emodb, prepared_emodb.with_speech, recipe)

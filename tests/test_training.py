@@ -39,7 +39,7 @@ TINY = {
     "network.attention_reduction": 2,
     "network.encoder_layers": 0,
     "network.block_dropout": 0.0,
-    "network.statistics": 6,
+    "network.statistics": 12,
     "network.statistics_hidden": 8,
     "optimisation.epochs": 3,
     "optimisation.batch_size": 8,
@@ -129,7 +129,7 @@ def test_the_two_paths_learn_apart(settings: Settings, prepared_emodb: PreparedC
     network = dataclasses.replace(settings.network, statistics_dropout=0.0)
     system = System(dataclasses.replace(settings, network=network))
     module = MDSCMModule(system, torch.ones(4), 0.05)
-    clean = torch.randn(8, 1, 3, network.clip_frames, 40)
+    clean = torch.randn(8, 1, network.planes, network.clip_frames, 40)
     gradients = []
     for clips in (clean, clean + torch.randn_like(clean)):
         module.zero_grad()
@@ -149,7 +149,7 @@ def test_the_two_paths_learn_apart(settings: Settings, prepared_emodb: PreparedC
 def test_the_logits_are_the_mean_of_both_paths(settings: Settings) -> None:
     system = System(settings).eval()
     model = system.mdscm
-    clips = torch.randn(4, 1, 3, settings.network.clip_frames, 40)
+    clips = torch.randn(4, 1, settings.network.planes, settings.network.clip_frames, 40)
     loss, _ = MDSCMModule(system, torch.ones(4), 0.05).eval()(batch_of(clips, clips), {})
     out = model(clips)
     alone = []

@@ -244,7 +244,7 @@ def test_inference_compiles_ahead_of_time(
     assert isinstance(spec, ModelSpec)
     with torch.device("meta"):
         model = nn.MDSCM(spec.network, backend="triton").eval()
-        clips = torch.empty(1, 4, spec.network.in_channels, spec.network.clip_frames, spec.network.mel_bands)
+        clips = torch.empty(1, 4, spec.network.planes, spec.network.clip_frames, spec.network.mel_bands)
     if precision == "bf16":
         narrow(model.body, torch.bfloat16)
     # Tensors without memory stand for those of a GPU: the ops reach the kernels instead of their fake kernels.
