@@ -132,6 +132,19 @@ struct Int8 {
 #endif
 };
 
+// use(Float32{}), use(Bf16{}) or use(Int8{}).
+template <class Use>
+AVSER_INLINE void with_operands(Precision precision, const Use& use) {
+  switch (precision) {
+    case Precision::float32:
+      return use(Float32{});
+    case Precision::bf16:
+      return use(Bf16{});
+    case Precision::int8:
+      return use(Int8{});
+  }
+}
+
 // A vector's worth of neighbouring channels, as floats.
 AVSER_INLINE vfloat load_operand(const float* p) { return load(p); }
 AVSER_INLINE vfloat load_operand(const uint16_t* p) {

@@ -71,18 +71,6 @@ void taps(const ConvLayer& layer, const GemmOutput& out, const Map& x, const Map
   if (column < end) taps_row<Out, 1>(layer, column, out, x, window, y, y.at(row, 0));
 }
 
-void taps_any(const ConvLayer& layer, const GemmOutput& out, const Map& x, const Map& y, int64_t row, int64_t panel,
-              int64_t panel_end) {
-  switch (out.precision) {
-    case Precision::float32:
-      return taps<Float32>(layer, out, x, y, row, panel, panel_end);
-    case Precision::bf16:
-      return taps<Bf16>(layer, out, x, y, row, panel, panel_end);
-    case Precision::int8:
-      return taps<Int8>(layer, out, x, y, row, panel, panel_end);
-  }
-}
-
 void run(const ConvLayer& layer, const Map* x, const Map* add, const Map* y, int64_t row, int64_t row_end,
          int64_t panel, int64_t panel_end) {
   const int64_t height = y->height, width = y->width, pad = layer.kernel / 2;
@@ -96,7 +84,8 @@ void run(const ConvLayer& layer, const Map* x, const Map* add, const Map* y, int
     const int64_t map = i / height, r = i % height;
     if (y[map].border > 0 && panel == 0) clear_border(y[map], r, r + 1);
     if (one_channel) {
-      taps_any(layer, output, x[map], y[map], r, panel, panel_end);
+      with_operands(output.precision,
+                    [&](auto stored) { taps<decltype(stored)>(layer, output, x[map], y[map], r, panel, panel_end); });
       continue;
     }
     const char* from = x[map].at(layer.stride * r - pad, -pad);

@@ -151,26 +151,14 @@ void second(const DscBlock& block, const Map& x, const Map& hidden, const Map& y
 
 void first_any(const DscBlock& block, const Map& x, const Map& hidden, int64_t row, int64_t row_end, char* scratch,
                const Ranges& seen) {
-  switch (block.precision) {
-    case Precision::float32:
-      return first<Float32>(block, x, hidden, row, row_end, scratch, seen);
-    case Precision::bf16:
-      return first<Bf16>(block, x, hidden, row, row_end, scratch, seen);
-    case Precision::int8:
-      return first<Int8>(block, x, hidden, row, row_end, scratch, seen);
-  }
+  with_operands(block.precision,
+                [&](auto operand) { first<decltype(operand)>(block, x, hidden, row, row_end, scratch, seen); });
 }
 
 void second_any(const DscBlock& block, const Map& x, const Map& hidden, const Map& y, int64_t row, int64_t row_end,
                 char* scratch, const Ranges& seen) {
-  switch (block.precision) {
-    case Precision::float32:
-      return second<Float32>(block, x, hidden, y, row, row_end, scratch, seen);
-    case Precision::bf16:
-      return second<Bf16>(block, x, hidden, y, row, row_end, scratch, seen);
-    case Precision::int8:
-      return second<Int8>(block, x, hidden, y, row, row_end, scratch, seen);
-  }
+  with_operands(block.precision,
+                [&](auto operand) { second<decltype(operand)>(block, x, hidden, y, row, row_end, scratch, seen); });
 }
 
 }  // namespace

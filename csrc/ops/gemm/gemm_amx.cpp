@@ -125,15 +125,9 @@ void run(const GemmWeights& w, int64_t panel, int64_t panel_end, const GemmWindo
 void gemm_amx(const GemmWeights& w, int64_t panel, int64_t panel_end, const GemmWindow& window, const GemmRow* rows,
               int64_t count, const GemmOutput& out) {
   const auto with = [&](auto left) {
-    using Left = decltype(left);
-    switch (out.precision) {
-      case Precision::float32:
-        return run<Left, Float32>(w, panel, panel_end, window, rows, count, out);
-      case Precision::bf16:
-        return run<Left, Bf16>(w, panel, panel_end, window, rows, count, out);
-      case Precision::int8:
-        return run<Left, Int8>(w, panel, panel_end, window, rows, count, out);
-    }
+    with_operands(out.precision, [&](auto stored) {
+      run<decltype(left), decltype(stored)>(w, panel, panel_end, window, rows, count, out);
+    });
   };
   w.precision == Precision::bf16 ? with(Bf16{}) : with(Int8{});
 }

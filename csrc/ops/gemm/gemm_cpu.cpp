@@ -63,25 +63,11 @@ void run(const GemmWeights& w, int64_t panel, int64_t panel_end, const GemmWindo
 
 void dispatch(const GemmWeights& w, int64_t panel, int64_t panel_end, const GemmWindow& window, const GemmRow* rows,
               int64_t count, const GemmOutput& out) {
-  const auto with = [&](auto left) {
-    using Left = decltype(left);
-    switch (out.precision) {
-      case Precision::float32:
-        return run<Left, Float32>(w, panel, panel_end, window, rows, count, out);
-      case Precision::bf16:
-        return run<Left, Bf16>(w, panel, panel_end, window, rows, count, out);
-      case Precision::int8:
-        return run<Left, Int8>(w, panel, panel_end, window, rows, count, out);
-    }
-  };
-  switch (w.precision) {
-    case Precision::float32:
-      return with(Float32{});
-    case Precision::bf16:
-      return with(Bf16{});
-    case Precision::int8:
-      return with(Int8{});
-  }
+  with_operands(w.precision, [&](auto left) {
+    with_operands(out.precision, [&](auto stored) {
+      run<decltype(left), decltype(stored)>(w, panel, panel_end, window, rows, count, out);
+    });
+  });
 }
 
 #if defined(AVSER_WITH_AMX) && defined(__AVX512BF16__)
