@@ -16,10 +16,11 @@
 
 namespace avser::gpu {
 
-struct Words4 {
+// Aligned: else each word is a load of its own.
+struct alignas(16) Words4 {
   uint32_t x, y, z, w;
 };
-struct Words2 {
+struct alignas(8) Words2 {
   uint32_t x, y;
 };
 
