@@ -1,6 +1,7 @@
 // The device layer on a CPU (device.h, emulator.h).
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -99,8 +100,31 @@ inline void ldmatrix(uint32_t (&r)[4], Shared<char> row) {
             });
 }
 
-// d += a b for a warp; `expand` makes floats of a word's elements, kPerWord of them.  The products are exact and summed
-// in double, once per instruction: a GPU keeps fewer bits of the smaller ones.
+// Sum of an instruction's exact products and what is there, as a GPU makes it: one bit more than float32 has of the
+// largest of them, the rest of each cut off, and the sum cut off to float32.
+template <int count>
+float cut_off_sum(float there, const double (&products)[count]) {
+  double largest = std::fabs(static_cast<double>(there)), plain = there;
+  for (double product : products) {
+    plain += product;
+    largest = std::max(largest, std::fabs(product));
+  }
+  if (!std::isfinite(plain) || largest < 1e-30) return static_cast<float>(plain);
+  uint64_t bits;
+  std::memcpy(&bits, &largest, sizeof bits);
+  bits &= 0x7ff0000000000000u;  // the power of two
+  double unit;
+  std::memcpy(&unit, &bits, sizeof unit);
+  unit /= 1 << 24;
+  const double steps = 1.0 / unit;
+  int64_t sum = static_cast<int64_t>(there * steps);
+  for (double product : products) sum += static_cast<int64_t>(product * steps);
+  const double exact = static_cast<double>(sum) * unit;
+  const float nearest = static_cast<float>(exact);
+  return std::fabs(nearest) > std::fabs(exact) ? detail::of_bits(detail::bits_of(nearest) - 1) : nearest;
+}
+
+// d += a b for a warp; `expand` makes floats of a word's elements, kPerWord of them.
 template <int kPerWord, typename Expand>
 void emulated_mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const Expand& expand) {
   constexpr int k = 8 * kPerWord;
@@ -125,9 +149,9 @@ void emulated_mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
           }
         }
         for (int i = 0; i < 4; ++i) {
-          double sum = d[i];
-          for (int j = 0; j < k; ++j) sum += static_cast<double>(row[i / 2][j]) * column[i % 2][j];
-          d[i] = static_cast<float>(sum);
+          double products[k];
+          for (int j = 0; j < k; ++j) products[j] = static_cast<double>(row[i / 2][j]) * column[i % 2][j];
+          d[i] = cut_off_sum(d[i], products);
         }
       });
 }

@@ -47,7 +47,8 @@ struct Tf32 {
 };
 
 // float32 on tensor cores: each operand is the sum of two tf32 numbers, and of the four products the smallest, below
-// float32's last bit, is left out.
+// float32's last bit, is left out.  Tensor cores cut sums off where an addition rounds: over a long k they would lose
+// several bits, always towards zero, so that they sum up one instruction's products and no more.
 struct Float32 {
   using Element = float;
   static constexpr int kBytes = 4;
@@ -60,9 +61,12 @@ struct Float32 {
     uint32_t high0, low0, high1, low1;
     split(b0, high0, low0);
     split(b1, high1, low1);
-    mma_tf32(d, low, high0, high1);
-    mma_tf32(d, high, low0, low1);
-    mma_tf32(d, high, high0, high1);
+    float part[4] = {};
+    mma_tf32(part, low, high0, high1);
+    mma_tf32(part, high, low0, low1);
+    mma_tf32(part, high, high0, high1);
+    AVSER_UNROLL
+    for (int i = 0; i < 4; ++i) d[i] += part[i];
   }
 
  private:
