@@ -24,8 +24,8 @@ inline void check_cuda(cudaError_t status, const char* what) {
   AVSER_CHECK(status == cudaSuccess, backend, "CUDA: ", what, " failed: ", cudaGetErrorString(status));
 }
 
-// Lets a kernel have the shared memory and the cluster size of `shape` on the current device; asks the driver at the
-// first time alone.
+// Loads a kernel on the current device and lets it have the shared memory and the cluster size of `shape`; asks the
+// driver at the first time alone, and whether or not somebody records a graph.
 void allow(const void* kernel, const LaunchShape& shape);
 
 template <typename... Parameters>

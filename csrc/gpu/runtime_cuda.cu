@@ -1,5 +1,6 @@
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <utility>
@@ -104,7 +105,14 @@ void allow(const void* kernel, const LaunchShape& shape) {
   int device = 0;
   check_cuda(cudaGetDevice(&device), "cudaGetDevice");
   const std::lock_guard<std::mutex> lock(guard);
-  LaunchShape& known = (*allowed)[{device, kernel}];
+  const auto [place, fresh] = allowed->try_emplace({device, kernel}, LaunchShape{});
+  LaunchShape& known = place->second;
+  if (!fresh && shape.shared_bytes <= known.shared_bytes && shape.cluster <= known.cluster) return;
+  const WhileRecording loading;  // which takes memory
+  if (fresh) {
+    cudaFuncAttributes attributes;
+    check_cuda(cudaFuncGetAttributes(&attributes, kernel), "loading a kernel");
+  }
   if (shape.shared_bytes > known.shared_bytes) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes),
                "cudaFuncSetAttribute of the shared memory");
@@ -114,8 +122,8 @@ void allow(const void* kernel, const LaunchShape& shape) {
   if (shape.cluster > kPortableCluster && known.cluster <= kPortableCluster) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
                "cudaFuncSetAttribute of the cluster size");
-    known.cluster = shape.cluster;
   }
+  known.cluster = std::max(known.cluster, shape.cluster);
 }
 
 void copy_to_device(void* to, const void* from, int64_t bytes, Stream stream) {
