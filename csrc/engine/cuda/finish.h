@@ -26,12 +26,18 @@ AVSER_DEVICE void finish_clips(const EmotionHeadStage& head, const Run& run, con
     const int clip = first + slot, utterance = clip / batch.clips_per_utterance;
     emotion_head(head, tokens(slot), count, stride, hidden + slot * head.hidden,
                  run.features + static_cast<int64_t>(clip) * head.features(), run.logits + clip * classes);
+    if (run.probabilities == nullptr) continue;
     // Whoever is the last of an utterance takes the vote.
-    if (thread() == 0 && fetch_add(run.arrived + utterance) == batch.clips_per_utterance - 1) {
+    const Shared<int> last = shared_memory().as<int>();
+    if (thread() == 0) {
+      last[0] = fetch_add(run.arrived + utterance) == batch.clips_per_utterance - 1 ? 1 : 0;
+      if (last[0] != 0) run.arrived[utterance] = 0;
+    }
+    sync();
+    if (warp() == 0 && last[0] != 0) {
       const int begin = utterance * batch.clips_per_utterance;
       average_clips(run.logits + begin * classes, batch.all_vote != 0 ? nullptr : run.valid + begin,
                     batch.clips_per_utterance, classes, run.probabilities + utterance * classes);
-      run.arrived[utterance] = 0;
     }
     sync();
   }

@@ -48,9 +48,10 @@ GpuPrecision gpu_precision_named(const std::string& name, const std::string& wha
 // Of calls from and to the host's memory.
 struct GpuModel::Workspace {
   struct Arrays {
+    // What goes in, what comes out: each is one copy.
     Batch* batch;
-    float* clips;
     uint8_t* valid;
+    float* clips;
     float *features, *logits, *probabilities;
   };
 
@@ -139,18 +140,20 @@ std::unique_ptr<GpuModel::Workspace> GpuModel::take(int64_t clips) const {
   const auto lay_out = [&](char* base, Workspace::Arrays& arrays) {
     Layout layout(base);
     arrays.batch = layout.place<Batch>(1);
-    arrays.clips = layout.place<float>(slots * clip_floats_);
     arrays.valid = layout.place<uint8_t>(slots);
+    arrays.clips = layout.place<float>(slots * clip_floats_);
     arrays.features = layout.place<float>(slots * features_);
     arrays.logits = layout.place<float>(slots * classes_);
     arrays.probabilities = layout.place<float>(slots * classes_);
     return layout.bytes();
   };
   Workspace::Arrays device;
-  own->memory = allocate_device(lay_out(nullptr, device));
-  own->staging = allocate_pinned(lay_out(nullptr, own->host));
+  const int64_t bytes = lay_out(nullptr, device);
+  own->memory = allocate_device(bytes);
+  own->staging = allocate_pinned(bytes);
   lay_out(own->memory.get(), device);
   lay_out(own->staging.get(), own->host);
+  const int64_t in_bytes = reinterpret_cast<char*>(device.features) - own->memory.get();
 
   // The graph: everything comes in, runs and goes out at the addresses of this workspace.
   Run run{};
@@ -162,13 +165,9 @@ std::unique_ptr<GpuModel::Workspace> GpuModel::take(int64_t clips) const {
   run.probabilities = device.probabilities;
   const Stream stream = own->stream.get();
   Capture capture(stream);
-  copy_to_device(device.batch, own->host.batch, sizeof(Batch), stream);
-  copy_to_device(device.clips, own->host.clips, slots * clip_floats_ * 4, stream);
-  copy_to_device(device.valid, own->host.valid, slots, stream);
+  copy_to_device(own->memory.get(), own->staging.get(), in_bytes, stream);
   queue(*own->activations, run, stream);
-  copy_from_device(own->host.features, device.features, slots * features_ * 4, stream);
-  copy_from_device(own->host.logits, device.logits, slots * classes_ * 4, stream);
-  copy_from_device(own->host.probabilities, device.probabilities, slots * classes_ * 4, stream);
+  copy_from_device(own->host.features, device.features, bytes - in_bytes, stream);
   own->graph = capture.finish();
   return own;
 }

@@ -24,7 +24,7 @@ struct Run {
   const uint8_t* valid;  // (clips,), read unless all vote
   float* features;
   float* logits;
-  float* probabilities;  // (utterances, classes)
+  float* probabilities;  // (utterances, classes), null where nobody wants them
   int* arrived;          // per utterance, 0 before and after
   char* memory;          // of all teams
   int group;             // clips that a team carries together

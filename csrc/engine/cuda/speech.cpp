@@ -56,7 +56,8 @@ struct GpuSpeech::Workspace {
     Head* head;
     Recording* list;
     float* samples;
-    std::vector<Scores> outputs;
+    std::vector<Scores> outputs;  // side by side; no probabilities, for which utterances would have to be known
+    char* outputs_begin;
   };
 
   int64_t samples;
@@ -214,16 +215,17 @@ std::unique_ptr<GpuSpeech::Workspace> GpuSpeech::take(int64_t samples, int64_t f
     arrays.head = layout.place<Workspace::Head>(1);
     arrays.list = layout.place<Recording>(slots);
     arrays.samples = layout.place<float>(own->samples);
+    arrays.outputs_begin = layout.place<char>(0);
     arrays.outputs.clear();
     for (const auto& network : networks_) {
       float* const features = layout.place<float>(slots * network->features());
-      float* const logits = layout.place<float>(slots * network->classes());
-      arrays.outputs.push_back({features, logits, layout.place<float>(slots * network->classes())});
+      arrays.outputs.push_back({features, layout.place<float>(slots * network->classes()), nullptr});
     }
     return layout.bytes();
   };
-  own->memory = allocate_device(lay_out(nullptr, own->device));
-  own->staging = allocate_pinned(lay_out(nullptr, own->host));
+  const int64_t bytes = lay_out(nullptr, own->device);
+  own->memory = allocate_device(bytes);
+  own->staging = allocate_pinned(bytes);
   lay_out(own->memory.get(), own->device);
   lay_out(own->staging.get(), own->host);
 
@@ -232,11 +234,8 @@ std::unique_ptr<GpuSpeech::Workspace> GpuSpeech::take(int64_t samples, int64_t f
   Capture capture(stream);
   queue(*own->features, own->recordings(), own->features->frames, slots, &own->device.head->batch, {},
         own->device.outputs, stream);
-  for (size_t i = 0; i < networks_.size(); ++i) {
-    const Scores &to = own->host.outputs[i], &from = own->device.outputs[i];
-    copy_from_device(to.features, from.features, slots * networks_[i]->features() * 4, stream);
-    copy_from_device(to.logits, from.logits, slots * networks_[i]->classes() * 4, stream);
-  }
+  copy_from_device(own->host.outputs_begin, own->device.outputs_begin,
+                   own->memory.get() + bytes - own->device.outputs_begin, stream);
   own->graph = capture.finish();
   return own;
 }

@@ -83,28 +83,30 @@ AVSER_DEVICE void emotion_head(const EmotionHeadStage& stage, const float* x, in
   sync();
 }
 
-// softmax(mean of the logits of the clips that vote) by one thread; valid may be null: all vote.  NaN when none votes.
+// softmax(mean of the logits of the clips that vote) by one warp, a class to a lane; valid may be null: all vote.  NaN
+// when none votes.
 AVSER_DEVICE void average_clips(const float* logits, const uint8_t* valid, int clips, int classes,
                                 float* probabilities) {
   int votes = 0;
   for (int i = 0; i < clips; ++i) votes += valid == nullptr || valid[i] != 0 ? 1 : 0;
-  float largest = 0.0f;
-  for (int k = 0; k < classes; ++k) {
+  constexpr uint32_t kLowest = 0xff800000u;  // -infinity
+  float largest = bits_float(kLowest);
+  for (int k = lane(); k < classes; k += kWarp) {
     float sum = 0.0f;
     for (int i = 0; i < clips; ++i) {
       if (valid == nullptr || valid[i] != 0) sum += load_fresh(logits + i * classes + k);
     }
-    const float mean = sum / static_cast<float>(votes);
-    largest = k == 0 ? mean : max_nan(largest, mean);
-    probabilities[k] = mean;
+    probabilities[k] = sum / static_cast<float>(votes);
+    largest = max_nan(largest, probabilities[k]);
   }
+  largest = warp_max(largest);
   float total = 0.0f;
-  for (int k = 0; k < classes; ++k) {
-    const float weight = exponential(probabilities[k] - largest);
-    probabilities[k] = weight;
-    total += weight;
+  for (int k = lane(); k < classes; k += kWarp) {
+    probabilities[k] = exponential(probabilities[k] - largest);
+    total += probabilities[k];
   }
-  for (int k = 0; k < classes; ++k) probabilities[k] /= total;
+  total = warp_sum(total);
+  for (int k = lane(); k < classes; k += kWarp) probabilities[k] /= total;
 }
 
 }  // namespace avser::gpu
