@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,17 @@ from python_training.data.shipped import shipped_corpus
 from python_training.data.synthetic import write_iemocap
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+#: What CUDA says of faults after which a process gets nothing else from its GPU.
+FATAL = ("illegal memory access", "misaligned address", "unspecified launch failure", "illegal instruction")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A worker ends after such a fault, and pytest-xdist starts another one: else every later test would fail, too."""
+    if "PYTEST_XDIST_WORKER" in os.environ and report.failed and any(x in report.longreprtext for x in FATAL):
+        os._exit(1)
 
 
 @pytest.fixture(scope="session")

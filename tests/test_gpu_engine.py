@@ -127,6 +127,7 @@ def test_concurrent_callers_get_the_same_bits() -> None:
                 assert_same_bits(each, expected)
 
 
+@pytest.mark.skipif(emulated.on_gpu(), reason="its addresses are the host's; test_gpu_streams.py has the real thing")
 def test_addresses_on_the_device_and_a_stream_of_the_caller() -> None:
     network, tensors, clips, valid = case(8)
     engine = make(network, tensors)

