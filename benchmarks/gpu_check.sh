@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Everything that needs an NVIDIA GPU, in one command of at most 9 minutes: builds, runs the GPU tests and the GPU
-# benchmarks, writes results and logs under the folder it is given.
+# benchmarks, writes summary.txt, log.txt and the results (*.json) into the folder it is given, each as soon as it is
+# there.
 #
 #   benchmarks/gpu_check.sh OUT
 #
-# Needs torch with CUDA, triton, pytest, cmake and ninja (and nvcc for the CUDA kernels); no network.  Exit codes: 0 all
-# parts passed, 1 some failed (the others ran all the same), 2 no GPU or wrong use.
+# Needs torch with CUDA, triton, pytest, cmake and ninja (and nvcc for the CUDA kernels); no network.  With pytest-xdist
+# the tests run side by side, and one that breaks its process breaks no other.  Exit codes: 0 all parts passed, 1 some
+# failed (the others ran all the same), 2 no GPU or wrong use.
 set -uo pipefail
 if [ $# -ne 1 ]; then
     echo "usage: benchmarks/gpu_check.sh OUT" >&2
@@ -15,7 +17,8 @@ mkdir -p "$1"
 out=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-python3}
-if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> "$out/gpu.log"; then
+: > "$out/summary.txt"
+if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' > "$out/log.txt" 2>&1; then
     echo "gpu_check: expected an NVIDIA GPU that torch can use, found none: nothing was run" >&2
     exit 2
 fi
@@ -32,46 +35,65 @@ part() {
         failed=1
         return 1
     fi
-    timeout "$most" "$@" > "$out/$name.log" 2>&1
+    echo "==== $name" >> "$out/log.txt"
+    timeout -k 5 "$most" "$@" >> "$out/log.txt" 2>&1
     code=$?
     [ "$code" -eq 0 ] || failed=1
     echo "$name: exit code $code after $((SECONDS - begin)) s" | tee -a "$out/summary.txt"
-    [ "$code" -eq 0 ] || tail -n 15 "$out/$name.log"
+    [ "$code" -eq 0 ] || tail -n 15 "$out/log.txt"
     return "$code"
 }
 
-: > "$out/summary.txt"
+command -v nvcc > /dev/null || PATH=$PATH:/usr/local/cuda/bin
 cuda=0
 command -v nvcc > /dev/null && cuda=1
-# Two instruction sets are enough here, and build in half the time.
+# Two instruction sets and this GPU's architecture are enough here, and build in a third of the time.
 # shellcheck disable=SC2329 # called through bash -c below
 build() {
-    cmake -S . -B build/gpu -G Ninja -DAVSER_CUDA="$cuda" -DAVSER_ISAS="scalar;avx2;avx512_bf16" \
+    TORCH_CUDA_ARCH_LIST=$("$python" -c 'import torch; a, b = torch.cuda.get_device_capability(); print(f"{a}.{b}" + "a" * (a > 8))') \
+        cmake -S . -B build/gpu -G Ninja -DAVSER_CUDA="$1" -DAVSER_ISAS="scalar;avx2;avx512_bf16" \
         -DPython_EXECUTABLE="$(command -v "$python")" -DAVSER_OUTPUT_DIR="$PWD/avser_fast" &&
-        cmake --build build/gpu
+        cmake --build build/gpu -- -k 0
 }
 export -f build
-export python cuda
-part build 240 bash -c build
+export python PYTHONUNBUFFERED=1 # or what is stopped in the middle has said nothing
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-# A part's name, its most seconds, its command; the tests come first.
-part engine_tests 90 env AVSER_FAST_TEST_GPU=1 "$python" -m pytest -q tests/test_gpu_engine.py tests/test_gpu_resnet18.py \
-    tests/test_gpu_fusion.py tests/test_gpu_speech.py tests/test_cuda_backend.py tests/test_gpu_streams.py -p no:cacheprovider && engine=1
-part engine 120 "$python" -m benchmarks.gpu_engine "$out"
-part tests 120 "$python" -m pytest -q tests/test_training_ops.py tests/test_training_modes.py -k "cuda or graph" -m "not slow" -p no:cacheprovider
-part log_mel 40 "$python" -m pytest -q tests/test_ops.py -k cuda -p no:cacheprovider
-part triton_tests 60 "$python" -m pytest -q tests/test_triton_backend.py -k "not interpreted" -p no:cacheprovider
-part triton 60 "$python" -m benchmarks.gpu_inference "$out"
-part training 150 "$python" -m benchmarks.gpu_training "$out"
+part device 20 nvidia-smi -q -d CLOCK,PERFORMANCE,COMPUTE
+if ! part build 220 bash -c "build $cuda" && [ "$cuda" -eq 1 ]; then
+    part build_without_cuda 120 bash -c "build 0" # for the Triton kernels
+fi
+
+# shellcheck disable=SC2207 # words, by intention
+spread=($("$python" -c 'import importlib.util as u; print("-n 8" * bool(u.find_spec("xdist")), "--timeout 60" * bool(u.find_spec("pytest_timeout")))'))
+tests=(env OMP_NUM_THREADS=2 "$python" -m pytest -q -rs -p no:cacheprovider -o faulthandler_timeout=50)
+passed=()
+part engine_tests 100 env AVSER_FAST_TEST_GPU=1 "${tests[@]}" "${spread[@]}" tests/test_gpu_engine.py tests/test_gpu_resnet18.py \
+    tests/test_gpu_fusion.py tests/test_gpu_speech.py tests/test_cuda_backend.py tests/test_gpu_streams.py && passed+=(cuda)
+# A process each: after some faults one gets nothing else from its GPU.
+for of in ceilings utterances-1 utterances-205 samples log_mel utterances-16; do
+    part "engine_$of" 40 "$python" -m benchmarks.gpu_engine "$out" "$of"
+done
+part log_mel_tests 40 "${tests[@]}" tests/test_ops.py -k cuda
+part triton_tests 90 "${tests[@]}" "${spread[@]}" tests/test_triton_backend.py -k "not interpreted" && triton=1
+part training_tests 120 "${tests[@]}" "${spread[@]}" tests/test_training_ops.py tests/test_training_modes.py \
+    -k "cuda or graph" -m "not slow" && [ "${triton:-0}" -eq 1 ] && passed+=(triton)
+# What `doctor` says of the kernels: the device on which the tests passed.
+[ "${#passed[@]}" -gt 0 ] && "$python" -m benchmarks.gpu_verified "$out" "${passed[@]}"
+part training 80 "$python" -m benchmarks.gpu_training "$out" gradients pair step peak_mb
+part triton 50 "$python" -m benchmarks.gpu_inference "$out" mdscm-published default
 if command -v compute-sanitizer > /dev/null; then
-    for tool in memcheck racecheck; do
-        part "$tool" 60 env AVSER_FAST_TEST_GPU=1 compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all \
-            "$python" -m pytest -q tests/test_gpu_engine.py tests/test_gpu_speech.py \
-            -k "every_schedule and (3 or 8) or networks_read or 3-2-utterance-even-2" -p no:cacheprovider
+    for tool in memcheck racecheck synccheck; do
+        part "$tool" 45 env AVSER_FAST_TEST_GPU=1 compute-sanitizer --tool "$tool" --error-exitcode 1 --target-processes all \
+            "${tests[@]}" "tests/test_gpu_engine.py::test_float32_agrees_with_the_reference_under_every_schedule[8]" \
+            "tests/test_gpu_speech.py::test_networks_read_those_clips_from_the_host_and_from_the_gpu"
     done
 else
-    echo "memcheck, racecheck: not run, compute-sanitizer is missing" | tee -a "$out/summary.txt"
+    echo "memcheck, racecheck, synccheck: not run, compute-sanitizer is missing" | tee -a "$out/summary.txt"
 fi
-# What `doctor` says of the kernels: the device on which the tests passed.
-[ "${engine:-0}" -eq 1 ] && "$python" -m benchmarks.gpu_verified cuda "$out"
+# What compiles for a minute before it is measured comes last.
+for of in compiled-1 compiled-205; do
+    part "engine_$of" 100 "$python" -m benchmarks.gpu_engine "$out" "$of"
+done
+part training_compiled 100 "$python" -m benchmarks.gpu_training "$out" compiled
+part triton_compiled 60 "$python" -m benchmarks.gpu_inference "$out" mdscm-published-compiled default-compiled
 exit "$failed"

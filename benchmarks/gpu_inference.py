@@ -1,20 +1,19 @@
-"""``python -m benchmarks.gpu_inference OUT``: inference on the Triton kernels on a GPU, beside PyTorch.
+"""``python -m benchmarks.gpu_inference OUT [PART...]``: inference on the Triton kernels on a GPU, beside PyTorch.
 
 The published network and the default model in bf16: one utterance of 5 clips on the way from host memory and back, as
-``Recognizer.forward`` runs it, with and without a CUDA graph, and PyTorch eager and torch.compile on the same weights.
-Outputs are compared with the float32 reference before anything is timed.  Writes ``OUT/gpu-inference.json``; a
-contender that fails is written down and does not hide the others (exit code 1 where it is ours).
+``Recognizer.forward`` runs it, with and without a CUDA graph, and PyTorch eager on the same weights; torch.compile in
+parts of its own, since it takes its time to compile.  Outputs are compared with the float32 reference before anything
+is timed.  Writes ``OUT/gpu-inference.json`` after every part; a contender that fails is written down and does not hide
+the others (exit code 1 where it is ours).
 """
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,26 +27,29 @@ from avser_fast.inference.weights import read_any
 from avser_fast.testing import assert_close
 
 from .cases import CLIPS
-from .gpu_training import device
+from .gpu_parts import OURS, command
 from .models import MEMBERS
 from .peers import reason
 
 WARM_UP, ROUNDS, CALLS = 20, 25, 20
 #: Probabilities in bf16 beside float32.
 TOLERANCE = 0.05
-OURS, OURS_GRAPHS = "avser_fast, Triton", "avser_fast, Triton with CUDA graphs"
+TRITON, TRITON_GRAPHS = f"{OURS}, Triton", f"{OURS}, Triton with CUDA graphs"
 EAGER, COMPILED = "PyTorch eager AMP, channels-last", "torch.compile with CUDA graphs"
 
 Run = Callable[[np.ndarray], np.ndarray]
 
 
-def models() -> dict[str, tuple[ModelSpec, dict[str, np.ndarray]]]:
-    default, tensors, _, _ = read_any("default")
-    assert isinstance(default, ModelSpec)
-    published = ModelSpec(network=MEMBERS["mdscm-published"].network)
+def published() -> tuple[ModelSpec, dict[str, np.ndarray]]:
+    spec = ModelSpec(network=MEMBERS["mdscm-published"].network)
     torch.manual_seed(0)
-    state = {name: value.numpy() for name, value in nn.MDSCM(published.network).state_dict().items()}
-    return {"mdscm-published": (published, state), "default": (default, dict(tensors))}
+    return spec, {name: value.numpy() for name, value in nn.MDSCM(spec.network).state_dict().items()}
+
+
+def default() -> tuple[ModelSpec, dict[str, np.ndarray]]:
+    spec, tensors, _, _ = read_any("default")
+    assert isinstance(spec, ModelSpec)
+    return spec, dict(tensors)
 
 
 def ours(spec: ModelSpec, tensors: dict[str, np.ndarray], graphs: bool) -> Run:
@@ -88,17 +90,20 @@ def times(runs: dict[str, Run], clips: np.ndarray) -> dict[str, dict[str, float]
     return {name: {"median_us": statistics.median(v), "min_us": min(v)} for name, v in took.items()}
 
 
-def measure(spec: ModelSpec, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+def measure(model: Callable[[], tuple[ModelSpec, dict[str, np.ndarray]]], compiled: bool) -> dict[str, Any]:
+    spec, tensors = model()
     network = spec.network
     shape = (1, CLIPS, network.planes, network.clip_frames, network.mel_bands)
     clips = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
     expected = avser_fast.Recognizer(spec, tensors, backend="reference").forward(clips)[0]
     builders: dict[str, Callable[[], Run]] = {
-        OURS: lambda: ours(spec, tensors, False),
-        OURS_GRAPHS: lambda: ours(spec, tensors, True),
+        TRITON: lambda: ours(spec, tensors, False),
+        TRITON_GRAPHS: lambda: ours(spec, tensors, True),
         EAGER: lambda: plain(spec, tensors, False),
-        COMPILED: lambda: plain(spec, tensors, True),
     }
+    if compiled:
+        del builders[TRITON], builders[EAGER]
+        builders[COMPILED] = lambda: plain(spec, tensors, True)
     runs: dict[str, Run] = {}
     failed: dict[str, str] = {}
     for name, build in builders.items():
@@ -111,19 +116,12 @@ def measure(spec: ModelSpec, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     return {"clips": CLIPS, "precision": "bf16", "times": times(runs, clips), "failed": failed}
 
 
-def main(arguments: list[str]) -> int:
-    if not torch.cuda.is_available():
-        print("gpu_inference: expected an NVIDIA GPU that torch can use, found none: nothing was measured")
-        return 2
-    out = Path(arguments[0])
-    out.mkdir(parents=True, exist_ok=True)
-    content: dict[str, Any] = {"device": device(), "models": {}}
-    for name, model in models().items():
-        content["models"][name] = measure(*model)
-        (out / "gpu-inference.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(content, indent=1))
-    return 1 if any({OURS, OURS_GRAPHS} & found["failed"].keys() for found in content["models"].values()) else 0
+MODELS = {"mdscm-published": published, "default": default}
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {
+    **{name: functools.partial(measure, model, False) for name, model in MODELS.items()},
+    **{f"{name}-compiled": functools.partial(measure, model, True) for name, model in MODELS.items()},
+}
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command("gpu-inference", PARTS, lambda content: {})

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu_verified BACKEND OUT``: notes that the tests of a backend passed on this GPU.
+"""``python -m benchmarks.gpu_verified OUT BACKEND...``: notes that the tests of these backends passed on this GPU.
 
 Writes ``OUT/gpu_verified.json``, which goes to ``avser_fast/gpu_verified.json``: `avser-fast doctor` reads it there.
 """
@@ -12,14 +12,15 @@ from pathlib import Path
 
 from avser_fast import info
 
-from .gpu_training import device
+from .gpu_parts import device
 
 
 def main(arguments: list[str]) -> None:
-    backend, out = arguments
+    out, *backends = arguments
     found = info.gpu_verified()
     one = {**device(), "date": datetime.date.today().isoformat(), "version": info.build_info()["version"]}
-    found[backend] = [*(x for x in found.get(backend, ()) if x["gpu"] != one["gpu"]), one]
+    for backend in backends:
+        found[backend] = [*(x for x in found.get(backend, ()) if x["gpu"] != one["gpu"]), one]
     Path(out, info.GPU_VERIFIED).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

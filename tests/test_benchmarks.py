@@ -343,8 +343,8 @@ def test_rendered_tables(results: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_goals_of_a_gpu_where_parts_are_missing() -> None:
     assert {v["measured"] for v in gpu_training.ratios({"failed": {"pair": "x"}}).values()} == {None}
     times = {n: {"median_ms": v} for n, v in (("avser_fast", 2.0), (gpu_training.EAGER, 7.0))}
-    step = {"times": times, "peak_mb": {"avser_fast": 30.0, gpu_training.EAGER: 100.0}}
-    found = {name: v["measured"] for name, v in gpu_training.ratios({"step": step}).items()}
+    content = {"step": {"times": times}, "peak_mb": {"avser_fast": 30.0, gpu_training.EAGER: 100.0}}
+    found = {name: v["measured"] for name, v in gpu_training.ratios(content).items()}
     assert found["step over eager AMP"] == 3.5 and found["peak memory as a share of eager's"] == 0.3
     assert found["step over torch.compile"] is None and found["depthwise and pointwise over cuDNN"] is None
 
@@ -427,15 +427,18 @@ def test_a_wrong_gradient_keeps_a_training_step_out_of_the_table() -> None:
         training.check_gradients({n: v for n, v in found.items() if n != name}, exact)
 
 
-def test_goals_of_the_engine_on_a_gpu_where_contenders_are_missing() -> None:
-    assert {v["measured"] for v in gpu_engine.goals({"cases": []}, 1).values()} == {None}
-    times = {gpu_engine.OURS: {"median_ms": 0.05}, gpu_engine.COMPILED: {"median_ms": 0.2}}
-    many = {gpu_engine.OURS: {"median_ms": 1.0}}
+def test_goals_of_the_engine_on_a_gpu_where_contenders_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_engine, "mdscm_macs", lambda network: 100_000_000)
+    assert {v["measured"] for v in gpu_engine.goals({"failed": {"samples": "x"}}).values()} == {None}
+    one, many = {gpu_engine.OURS: {"median_ms": 0.05}}, {gpu_engine.OURS: {"median_ms": 1.0}}
     content = {
         "ceilings": {"bf16_tflops": 500.0},
-        "cases": [{"utterances": 1, "times": times}, {"utterances": 205, "times": many}],
+        "utterances-1": {"times": one},
+        "compiled-1": {"times": {**one, gpu_engine.COMPILED: {"median_ms": 0.2}}},
+        "utterances-205": {"times": many},
+        "compiled-205": {"times": many},
     }
-    found = {name: v["measured"] for name, v in gpu_engine.goals(content, 100_000_000).items()}
+    found = {name: v["measured"] for name, v in gpu_engine.goals(content).items()}
     assert found["one utterance, us"] == 50.0 and found["one utterance over torch.compile"] == 4.0
     assert found["1025 clips, clips/s"] == 1_025_000 and found["1025 clips over torch.compile"] is None
     assert found["1025 clips, share of the bf16 ceiling"] == pytest.approx(0.41)
