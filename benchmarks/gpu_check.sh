@@ -56,7 +56,7 @@ build() {
         cmake --build build/gpu -- -k 0
 }
 export -f build
-export python PYTHONUNBUFFERED=1 # or what is stopped in the middle has said nothing
+export python OMP_NUM_THREADS=4 PYTHONUNBUFFERED=1 # or what is stopped in the middle has said nothing
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 part device 20 nvidia-smi -q -d CLOCK,PERFORMANCE,COMPUTE
 if ! part build 220 bash -c "build $cuda" && [ "$cuda" -eq 1 ]; then
@@ -65,7 +65,7 @@ fi
 
 # shellcheck disable=SC2207 # words, by intention
 spread=($("$python" -c 'import importlib.util as u; print("-n 8" * bool(u.find_spec("xdist")), "--timeout 60" * bool(u.find_spec("pytest_timeout")))'))
-tests=(env OMP_NUM_THREADS=2 "$python" -m pytest -q -rs -p no:cacheprovider -o faulthandler_timeout=50)
+tests=("$python" -m pytest -q -rs -p no:cacheprovider -o faulthandler_timeout=50)
 passed=()
 part engine_tests 100 env AVSER_FAST_TEST_GPU=1 "${tests[@]}" "${spread[@]}" tests/test_gpu_engine.py tests/test_gpu_resnet18.py \
     tests/test_gpu_fusion.py tests/test_gpu_speech.py tests/test_cuda_backend.py tests/test_gpu_streams.py && passed+=(cuda)

@@ -65,7 +65,7 @@ class TorchExecutor final : public Executor {
     torch::stable::parallel_for(0, shares, 1, [&](int64_t own, int64_t) {
       try {
         uint32_t worker = 0;
-        STABLE_TORCH_ERROR_CODE_CHECK(torch_get_thread_idx(&worker));
+        AVSER_CHECK(torch_get_thread_idx(&worker) == AOTI_TORCH_SUCCESS, backend, "torch does not number its threads");
         for (int64_t i = 0; i < shares; ++i) {
           const int64_t share = (own + i) % shares, end = begin_of(share + 1);
           for (int64_t at; (at = next[share].fetch_add(1, std::memory_order_relaxed)) < end;) {
@@ -252,7 +252,8 @@ void* current_stream(int device) {
   }();
   AVSER_CHECK(get != nullptr, backend, "log_mel: CUDA: this torch offers no aoti_torch_get_current_cuda_stream");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get(device, &stream));
+  AVSER_CHECK(get(device, &stream) == AOTI_TORCH_SUCCESS, backend, "log_mel: CUDA: torch has no stream on device ",
+              device);
   return stream;
 }
 
