@@ -59,6 +59,17 @@ def changes(run: Run, base: Run) -> dict[str, Any]:
     return {n: value for n, value in own.items() if known.get(n) != value and not n.endswith("manifest_sha256")}
 
 
+def closest(run: Run, base: Run, others: Sequence[Run]) -> Run:
+    """Of ``base`` and those ``others`` that change nothing in it but what ``run`` changes too, the one with the most.
+
+    A run of another recipe (``settings["name"]``) stands beside ``base``.
+    """
+    made = changes(run, base)
+    known = [base, *(r for r in others if r.settings["name"] == base.settings["name"] == run.settings["name"])]
+    within = [r for r in known if (own := changes(r, base)).items() <= made.items() and len(own) < len(made)]
+    return max(within, key=lambda r: len(changes(r, base)), default=base)
+
+
 def against(run: Run, base: Run, model: str = "mdscm") -> dict[str, Any]:
     """UA of ``run`` less that of ``base`` on the seeds and folds that both have: an entry of a summary's differences.
 

@@ -117,8 +117,7 @@ class Int8Scheme:
         path, out = self.module.statistics, {}
         hidden = None
         if path is not None:  # the statistics are not rounded
-            weights = (path.gate.weight, path.gate.bias, path.bands.weight)
-            out["frame_statistics"], hidden = reference.frame_statistics(x, *weights), path(x)
+            out["frame_statistics"], hidden = path.measure(x), path(x)
         inputs = torch.ones(self.network.in_channels, dtype=torch.float64)
         for i in range(len(self.network.stem)):
             conv, norm = f"body.conv_stem.convs.{i}", f"body.conv_stem.norms.{i}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from python_training.comparison import against, changes, collect, compare, read_run
+from python_training.comparison import Run, against, changes, closest, collect, compare, read_run
 from python_training.evaluation import write_fold
 from python_training.tables import compare_table
 
@@ -53,6 +53,24 @@ def test_a_run_against_another(tmp_path: Path) -> None:
     assert changes(run, base) == {"name": "run"}
     with pytest.raises(ValueError, match="other: expected folds that base has too, got none"):
         against(read_run(write_run(tmp_path / "other", [0, 1, 1, 1], {"c": 0.2})), base)
+
+
+def test_the_run_with_the_most_of_the_changes() -> None:
+    def run(name: str, **settings: float) -> Run:
+        return Run(name, {"name": "recipe", "level": 1, **settings}, {}, [])
+
+    base, others = run("recipe"), [run("a", a=1), run("ab", a=1, b=[2]), run("c", c=3), run("level", level=0)]
+    other_recipe = Run("x", {"name": "x", "level": 1, "a": 1, "b": [2], "d": 4}, {}, [])
+    for made, expected in (
+        (run("a", a=1), "recipe"),
+        (run("ab", a=1, b=[2]), "a"),
+        (run("ab2", a=1, b=[3]), "a"),
+        (run("abd", a=1, b=[2], d=4), "ab"),
+        (run("bc", b=[2], c=3), "c"),
+        (run("quiet", level=0, a=2), "level"),
+        (other_recipe, "recipe"),
+    ):
+        assert closest(made, base, [*others, other_recipe]).name == expected
 
 
 def test_a_collected_run_says_the_same(tmp_path: Path) -> None:

@@ -77,9 +77,8 @@ def test_the_statistics_path_is_joined_to_the_pooled_tokens() -> None:
     with torch.inference_mode():
         out = model(clips)
         flat = clips.flatten(0, 1)
-        values = path.norm(
-            reference.frame_statistics(flat, path.gate.weight, path.gate.bias, path.bands.weight.double())
-        )
+        weights = reference.frame_weights(flat, path.gate.weight, path.gate.bias)
+        values = path.norm(reference.frame_statistics(path.bands(flat), weights))
         hidden = path.hidden(values).clamp(min=0)
         features = torch.cat((model.body(flat).mean(1), hidden), dim=1)
         logits = model.head(features)

@@ -53,8 +53,7 @@ def in_torch(network: MDSCM, tensors: Values, clips: np.ndarray, dtype: torch.dt
             out[f"temporal_attention.{i}"] = x = layer(x)
         path, hidden = module.statistics, None
         if path is not None:
-            weights = (path.gate.weight, path.gate.bias, path.bands.weight)
-            out["frame_statistics"], hidden = reference.frame_statistics(flat, *weights), path(flat)
+            out["frame_statistics"], hidden = path.measure(flat), path(flat)
         head = module.head
         out["features"], out["clip_logits"] = reference.emotion_head(
             x, head.weight, head.bias, pooling=network.pooling, statistics=hidden

@@ -195,16 +195,20 @@ class Statistics(nn.Module):
         nn.init.constant_(self.gate.bias, GATE[1])
         self.bands.weight.copy_(reference.cepstral_map(network.statistics, network.mel_bands))
 
-    def forward(self, clips: Tensor) -> Tensor:
-        """(N, planes, frames, bands) to (N, statistics_hidden)."""
+    def measure(self, clips: Tensor) -> Tensor:
+        """The statistics (N, statistics_width) of clips (N, planes, frames, bands)."""
         channels = clips[:, : self.in_channels]
-        values = reference.frame_statistics(channels, self.gate.weight, self.gate.bias, self.bands.weight)
+        weights = reference.frame_weights(channels, self.gate.weight, self.gate.bias)
+        cepstra = self.bands(channels)
+        values = reference.frame_statistics(cepstra, weights)
         if self.voice:
             heard = clips[:, self.in_channels, :, : config.VOICE_VALUES]
-            weights = reference.frame_weights(channels, self.gate.weight, self.gate.bias)
-            cepstra = F.linear(clips[:, 0], self.bands.weight)
-            values = torch.cat((values, reference.voice_statistics(heard, cepstra, weights)), dim=1)
-        values = reference.batch_norm(values, norm_tensors(self.norm), training=self.training)
+            values = torch.cat((values, reference.voice_statistics(heard, cepstra[:, 0], weights)), dim=1)
+        return values
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """(N, planes, frames, bands) to (N, statistics_hidden)."""
+        values = reference.batch_norm(self.measure(clips), norm_tensors(self.norm), training=self.training)
         return F.dropout(F.relu(self.hidden(values)), self.dropout, self.training)
 
 

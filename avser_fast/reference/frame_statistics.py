@@ -34,16 +34,14 @@ def frame_weights(clips: Tensor, gate_weight: Tensor, gate_bias: Tensor) -> Tens
     return torch.where((clips != 0).any(3).any(1), gate, torch.zeros_like(gate))
 
 
-def frame_statistics(clips: Tensor, gate_weight: Tensor, gate_bias: Tensor, bands: Tensor) -> Tensor:
+def frame_statistics(cepstra: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean and population standard deviation over time of each mapped channel.
 
-    clips: (N, channels, frames, bands); the map ``bands`` is (n, mel bands), the same for every channel.  Returns
-    (N, (1 + channels) n): means of the static channel, then deviations of every channel in turn (the mean of a
-    derivative says little).
+    cepstra: (N, channels, frames, n), every channel through the same map of its bands; weights: (N, frames),
+    ``frame_weights``.  Returns (N, (1 + channels) n): means of the static channel, then deviations of every channel in
+    turn (the mean of a derivative says little).
     """
-    weights = frame_weights(clips, gate_weight, gate_bias)
-    weights = (weights / weights.sum(1, keepdim=True).clamp(min=WEIGHT_FLOOR)).view(clips.shape[0], 1, -1, 1)
-    mapped = F.linear(clips, bands)
-    mean = (weights * mapped).sum(2, keepdim=True)
-    variance = (weights * (mapped - mean).square()).sum(2)
+    weights = (weights / weights.sum(1, keepdim=True).clamp(min=WEIGHT_FLOOR)).unsqueeze(1).unsqueeze(-1)
+    mean = (weights * cepstra).sum(2, keepdim=True)
+    variance = (weights * (cepstra - mean).square()).sum(2)
     return torch.cat((mean[:, 0, 0], (variance + VARIANCE_EPS).sqrt().flatten(1)), dim=1)

@@ -50,20 +50,27 @@ void check_log_mel(const LogMelOptions& options);
 // 1 for a waveform no longer than a frame; the last frame is zero-padded.
 int64_t log_mel_frames(int64_t samples, const LogMelOptions& options);
 
-// Everything that depends on the options alone.  Indices of `position` are spectrum bins, its values places in the
-// order in which the transform leaves them.
+// What the transform of n real points needs.  Indices of `position` are bins, its values places in the order in which
+// the passes leave them.
+struct RealTransform {
+  int64_t half = 0;               // n / 2 complex points
+  std::vector<double> twiddles;   // of all passes, in the order of use
+  std::vector<double> unpack;     // cos, sin of 2 pi k / n for k in [0, half / 2]
+  std::vector<int32_t> position;  // [half]
+};
+
+// Everything that depends on the options alone.
 struct LogMelTables {
   LogMelOptions options;
-  int64_t half = 0;                // n_fft / 2 complex points
-  std::vector<double> twiddles;    // of all passes, in the order of use
-  std::vector<double> unpack;      // cos, sin of 2 pi k / n_fft for k in [0, half / 2]
-  std::vector<int32_t> position;   // [half]
+  int64_t half = 0;                // n_fft / 2
+  RealTransform spectrum;          // of n_fft points
   std::vector<int32_t> band_bin;   // [mel_bands] first bin of a band with a weight
   std::vector<int32_t> band_size;  // [mel_bands]
   std::vector<double> weights;     // of all bands, one after the other
-  // Of the voice, where it is wanted: for every bin up to `half`, what undoes the pre-emphasis and leaves out what is
-  // below kVoiceLeastHz; for every lag from lag_begin on, what undoes the frame's own length, and what a high voice is
-  // preferred by.
+  // Of the voice, where it is wanted: the transform of its power spectrum; for every bin up to `half`, what undoes the
+  // pre-emphasis and leaves out what is below kVoiceLeastHz; for every lag from lag_begin on, what undoes the frame's
+  // own length, and what a high voice is preferred by.
+  RealTransform folded;  // of n_fft / 2 points
   std::vector<double> whiten;
   int64_t lag_begin = 0, lag_end = 0;
   std::vector<double> lag_scale, lag_bonus;

@@ -183,20 +183,36 @@ void passes(double* z, int64_t length, const double* w) {
   for (int64_t k = 0; k < 4; ++k) passes(z + 2 * kLanes * k * quarter, quarter, w);
 }
 
-// From the rows that `place` finds for each point, to the spectrum in digit-reversed order.
-void transform(const Memory& m, const int32_t* place, const LogMelTables& t) {
+// From the vector value(i) of each real point i to the complex points in digit-reversed order.
+template <class Value>
+void transform(const RealTransform& t, const Value& value, double* z) {
   const int64_t quarter = t.half / 4;
   const double* w = t.twiddles.data();
-  const auto pair = [&](int64_t i) { return Complex{load(m.rows + place[2 * i]), load(m.rows + place[2 * i + 1])}; };
-  radix4<false>(m.z, 0, quarter, pair(0), pair(quarter), pair(2 * quarter), pair(3 * quarter), w);
+  const auto pair = [&](int64_t i) { return Complex{value(2 * i), value(2 * i + 1)}; };
+  radix4<false>(z, 0, quarter, pair(0), pair(quarter), pair(2 * quarter), pair(3 * quarter), w);
   for (int64_t j = 1; j < quarter; ++j, w += 6) {
-    radix4<true>(m.z, j, quarter, pair(j), pair(j + quarter), pair(j + 2 * quarter), pair(j + 3 * quarter), w);
+    radix4<true>(z, j, quarter, pair(j), pair(j + quarter), pair(j + 2 * quarter), pair(j + 3 * quarter), w);
   }
-  for (int64_t k = 0; k < 4; ++k) passes(m.z + 2 * kLanes * k * quarter, quarter, w);
+  for (int64_t k = 0; k < 4; ++k) passes(z + 2 * kLanes * k * quarter, quarter, w);
 }
 
-// |X[k]|^2 / n_fft for k in [0, half].  With E, O the transforms of the even and odd samples, X[k] = E + w^k O and
-// X[half - k] = conj(E - w^k O).
+// Twice the transform's bins k and half - k, 0 < k <= half / 2.  With E, O the transforms of the even and odd points,
+// X[k] = E + w^k O and X[half - k] = conj(E - w^k O).
+struct Bins {
+  Complex e, q;
+  AVSER_INLINE Bins(const double* z, const RealTransform& t, int64_t k) {
+    const Complex a = get(z, t.position[k]), b = get(z, t.position[t.half - k]);
+    e = {a.re + b.re, a.im - b.im};
+    q = rotate({a.im + b.im, b.re - a.re}, t.unpack.data() + 2 * k);
+  }
+  AVSER_INLINE Complex low() const { return e + q; }
+  AVSER_INLINE Complex high() const {
+    const Complex y = e - q;
+    return {y.re, -y.im};
+  }
+};
+
+// |X[k]|^2 / n_fft for k in [0, half].
 void power(const double* z, const LogMelTables& t, double* spectrum) {
   const int64_t half = t.half;
   const double scale = 1.0 / static_cast<double>(t.options.n_fft);  // exact, a power of two
@@ -206,12 +222,10 @@ void power(const double* z, const LogMelTables& t, double* spectrum) {
     store(spectrum, x * x * broadcast(scale));
     store(spectrum + half * kLanes, y * y * broadcast(scale));
   }
-  const vdouble quarter = broadcast(0.25 * scale);  // E and O below are doubled
+  const vdouble quarter = broadcast(0.25 * scale);  // the bins below are doubled
   for (int64_t k = 1; k <= half / 2; ++k) {
-    const Complex a = get(z, t.position[k]), b = get(z, t.position[half - k]);
-    const Complex e = {a.re + b.re, a.im - b.im}, o = {a.im + b.im, b.re - a.re};
-    const Complex q = rotate(o, t.unpack.data() + 2 * k);
-    const Complex x = e + q, y = e - q;
+    const Bins bins(z, t.spectrum, k);
+    const Complex x = bins.low(), y = bins.high();
     store(spectrum + k * kLanes, fma(x.re, x.re, x.im * x.im) * quarter);
     store(spectrum + (half - k) * kLanes, fma(y.re, y.re, y.im * y.im) * quarter);
   }
@@ -263,24 +277,18 @@ void spectra(const Waveform& waveform, const LogMelTables& t, const Rows& shape,
       fill(static_cast<const double*>(waveform.data));
       break;
   }
-  transform(m, m.place, t);
+  transform(t.spectrum, [&](int64_t i) { return load(m.rows + m.place[i]); }, m.z);
   power(m.z, t, m.rows);
 }
 
-// Behind the memory of the features: the autocorrelation, and where in the spectrum each of its points is found.
+// Behind the memory of the features: the autocorrelation.
 struct VoiceMemory : Memory {
   double* lags;
-  int32_t* mirror;
 
   VoiceMemory(double* scratch, const LogMelTables& t, const Rows& shape)
-      : Memory(scratch, t, shape),
-        lags(scratch + Memory::bytes(t, shape) / 8),
-        mirror(reinterpret_cast<int32_t*>(lags + (t.lag_end - t.lag_begin) * kLanes)) {
-    const int64_t n = t.options.n_fft;
-    for (int64_t i = 0; i < n; ++i) mirror[i] = static_cast<int32_t>(std::min(i, n - i) * kLanes);
-  }
+      : Memory(scratch, t, shape), lags(scratch + Memory::bytes(t, shape) / 8) {}
   static int64_t bytes(const LogMelTables& t, const Rows& shape) {
-    return Memory::bytes(t, shape) + 8 * ((t.lag_end - t.lag_begin) * kLanes + t.half);
+    return Memory::bytes(t, shape) + 8 * (t.lag_end - t.lag_begin) * kLanes;
   }
 };
 
@@ -289,19 +297,45 @@ int64_t scratch_bytes(const LogMelTables& t, bool voice) {
   return voice ? VoiceMemory::bytes(t, shape) : Memory::bytes(t, shape);
 }
 
-// The transform of a real and even sequence, at the lags, of its value at 0.
-void autocorrelation(const double* z, const LogMelTables& t, double* lags) {
+// Whitens the spectrum.  Returns its cosine sum at lag 1: x[0] / 2 + sum of x[k] cos(pi k / half) - x[half] / 2.
+vdouble whiten(const LogMelTables& t, double* spectrum) {
   const int64_t half = t.half;
+  const auto flat = [&](int64_t k) {
+    const vdouble x = load(spectrum + k * kLanes) * broadcast(t.whiten[k]);
+    store(spectrum + k * kLanes, x);
+    return x;
+  };
+  vdouble sums[2] = {broadcast(0.5) * (flat(0) - flat(half)), vdouble{}};
+  for (int64_t k = 1; k < half / 2; ++k) {
+    sums[k % 2] = fma(flat(k) - flat(half - k), broadcast(t.spectrum.unpack[2 * k]), sums[k % 2]);
+  }
+  flat(half / 2);
+  return sums[0] + sums[1];
+}
+
+// The autocorrelation, of its value at lag 0, from a whitened spectrum: the transform of a real and even sequence of
+// n_fft points.  Folded to (x[k] + x[half - k]) / 2 - sin(pi k / half) (x[k] - x[half - k]), half as many real points
+// have the even lags as real parts of their bins, and as imaginary parts what one odd lag is less than the last.
+void autocorrelation(const double* spectrum, vdouble first_lag, const LogMelTables& t, double* z, double* lags) {
+  const RealTransform& folded = t.folded;
+  const auto fold = [&](int64_t k) {
+    const vdouble a = load(spectrum + k * kLanes), b = load(spectrum + (t.half - k) * kLanes);
+    return fma(a - b, broadcast(-t.spectrum.unpack[2 * std::min(k, t.half - k) + 1]), broadcast(0.5) * (a + b));
+  };
+  transform(folded, fold, z);
   const Complex first = get(z, 0);
   const vdouble energy = first.re + first.im, floor = broadcast(1e-30);
   const vdouble unit = broadcast(0.5) / (energy > floor ? energy : floor);
-  for (int64_t lag = t.lag_begin; lag < t.lag_end; ++lag) {
-    const int64_t k = std::min(lag, half - lag);
-    const Complex a = get(z, t.position[k]), b = get(z, t.position[half - k]);
-    const vdouble e = a.re + b.re;
-    const vdouble q = rotate({a.im + b.im, b.re - a.re}, t.unpack.data() + 2 * k).re;
+  const auto keep = [&](int64_t lag, vdouble value) {
     const int64_t at = lag - t.lag_begin;
-    store(lags + at * kLanes, (lag == k ? e + q : e - q) * unit * broadcast(t.lag_scale[at]));
+    if (at >= 0 && lag < t.lag_end) store(lags + at * kLanes, value * unit * broadcast(t.lag_scale[at]));
+  };
+  vdouble odd = first_lag + first_lag;
+  for (int64_t k = 1; 2 * k < t.lag_end; ++k) {
+    const Complex bin = 2 * k <= folded.half ? Bins(z, folded, k).low() : Bins(z, folded, folded.half - k).high();
+    odd -= bin.im;
+    keep(2 * k, bin.re);
+    keep(2 * k + 1, odd);
   }
 }
 
@@ -348,11 +382,8 @@ void describe(const double* spectrum, const double* lags, const LogMelTables& t,
 
 // From power spectra to the voice; the spectra are whitened.
 void listen(const VoiceMemory& m, const LogMelTables& t) {
-  for (int64_t k = 0; k <= t.half; ++k) {
-    store(m.rows + k * kLanes, load(m.rows + k * kLanes) * broadcast(t.whiten[k]));
-  }
-  transform(m, m.mirror, t);
-  autocorrelation(m.z, t, m.lags);
+  const vdouble first_lag = whiten(t, m.rows);
+  autocorrelation(m.rows, first_lag, t, m.z, m.lags);
   describe(m.rows, m.lags, t, m.features);
   std::fill_n(m.features + kVoiceValues * kLanes, (t.options.mel_bands - kVoiceValues) * kLanes, 0.0);
 }

@@ -27,10 +27,10 @@ GpuLogMel::GpuLogMel(const LogMelOptions& options, bool voice) : options_(option
     bytes.insert(bytes.end(), from, from + values.size() * sizeof(values[0]));
     bytes.resize((bytes.size() + 15) / 16 * 16);
   };
-  append(tables->twiddles);
-  append(tables->unpack);
+  append(tables->spectrum.twiddles);
+  append(tables->spectrum.unpack);
   append(tables->weights);
-  append(tables->position);
+  append(tables->spectrum.position);
   append(tables->band_bin);
   append(tables->band_size);
   append(band_weight);

@@ -38,6 +38,27 @@ int64_t place_of(int64_t k, int64_t length) {
   return (k % radix) * (length / radix) + place_of(k / radix, length / radix);
 }
 
+RealTransform real_transform(int64_t n) {
+  RealTransform t;
+  t.half = n / 2;
+  for (int64_t length = t.half; length >= 4; length /= 4) {
+    for (int64_t j = 1; j < length / 4; ++j) {
+      for (int64_t k = 1; k <= 3; ++k) {
+        const auto [c, s] = unit_root(j * k, length);
+        t.twiddles.push_back(c);
+        t.twiddles.push_back(s);
+      }
+    }
+  }
+  for (int64_t k = 0; k <= t.half / 2; ++k) {
+    const auto [c, s] = unit_root(k, n);
+    t.unpack.push_back(c);
+    t.unpack.push_back(s);
+  }
+  for (int64_t k = 0; k < t.half; ++k) t.position.push_back(static_cast<int32_t>(place_of(k, t.half)));
+  return t;
+}
+
 double mel_of(double hz) { return 2595 * std::log10(1 + hz / 700); }
 double hz_of(double mel) { return 700 * (std::pow(10.0, mel / 2595.0) - 1); }
 
@@ -53,6 +74,7 @@ double warped(double hz, const LogMelOptions& o) {
 
 void add_voice(LogMelTables& t) {
   const LogMelOptions& options = t.options;
+  t.folded = real_transform(t.half);
   // Lags of whole samples between the highest and the lowest pitch; a neighbour on either side tells a peak.
   const auto rate = static_cast<double>(options.sampling_rate);
   t.lag_begin = static_cast<int64_t>(std::floor(rate / kVoiceMostPitch)) - 1;
@@ -74,21 +96,7 @@ std::shared_ptr<const LogMelTables> make_tables(const LogMelOptions& options, bo
   LogMelTables& t = *tables;
   t.options = options;
   t.half = options.n_fft / 2;
-  for (int64_t length = t.half; length >= 4; length /= 4) {
-    for (int64_t j = 1; j < length / 4; ++j) {
-      for (int64_t k = 1; k <= 3; ++k) {
-        const auto [c, s] = unit_root(j * k, length);
-        t.twiddles.push_back(c);
-        t.twiddles.push_back(s);
-      }
-    }
-  }
-  for (int64_t k = 0; k <= t.half / 2; ++k) {
-    const auto [c, s] = unit_root(k, options.n_fft);
-    t.unpack.push_back(c);
-    t.unpack.push_back(s);
-  }
-  for (int64_t k = 0; k < t.half; ++k) t.position.push_back(static_cast<int32_t>(place_of(k, t.half)));
+  t.spectrum = real_transform(options.n_fft);
 
   // Band edges are equally spaced in mel and lie on whole bins (the published filters; hence (n_fft + 1), not n_fft).
   const double low = mel_of(options.low_hz), high = mel_of(options.high_hz);
