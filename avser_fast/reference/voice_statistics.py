@@ -12,13 +12,13 @@ from .frame_statistics import VARIANCE_EPS
 CORRELATED = 6
 #: The sigmoid that tells voiced frames: its steepness and the voicing at its middle.
 VOICED_SLOPE, VOICED_MIDDLE = 15.0, 0.6
-#: What a frame that is there, and a step between two such, counts at least.
-LEAST_WEIGHT, LEAST_STEP_WEIGHT = 1e-6, 1e-7
-#: Octaves from one frame to the next that are still a step and no jump to a multiple of the period.
-LARGEST_STEP = 0.15
-#: Added to a mean step before its logarithm, octaves, and to the deviation of pitch that is divided by.
-STEP_FLOOR, PITCH_FLOOR = 1e-4, 0.02
-#: Smallest sum of weights that is divided by, below those of a single frame or step.
+#: What a frame that is there counts at least.
+LEAST_WEIGHT = 1e-6
+#: Frames in the unit of time that the slope of the pitch is taken over: a second where a step is 10 ms.
+UNIT_FRAMES = 100
+#: Added to the variance of time that is divided by, and to the deviation of pitch, octaves.
+TIME_FLOOR, PITCH_FLOOR = 0.01, 0.02
+#: Smallest sum of weights that is divided by, below that of a single frame.
 SUM_FLOOR = 1e-9
 
 
@@ -42,18 +42,15 @@ def voice_statistics(voice: Tensor, cepstra: Tensor, weights: Tensor) -> Tensor:
     v = g sigmoid(15 (s - 0.6)) + 1e-6.  In this order, sd with 1e-5 under its root:
 
     * 15 correlations of the first 6 cepstra, weighted by g: (0, 1), (0, 2) .. (4, 5);
-    * mean and sd of p by v;
-    * of the steps d = p[t] - p[t - 1], weighted by sqrt(v[t] v[t - 1]) where |d| < 0.15, plus 1e-7: ln(mean |d| +
-      1e-4), sd d, mean max(d, 0), mean max(-d, 0);
+    * by v, of p: mean, sd, skewness, and slope over the time t of a frame in hundreds, cov(p, t) / (sd(t)^2 + 0.01);
     * ln(sum v / sum g), mean s by g;
     * means and sds of h and of q by v;
-    * 12 correlations of p with a cepstrum by v, the sd of p plus 0.02.
+    * 14 correlations of p with 12 cepstra, h and q by v, the sd of p plus 0.02.
 
     A clip of padding alone has means of 0 and correlations of 0.
     """
-    there = weights > 0
     p, s = voice[..., 0], voice[..., 3]
-    voiced = torch.where(there, weights * torch.sigmoid(VOICED_SLOPE * (s - VOICED_MIDDLE)) + LEAST_WEIGHT, 0.0)
+    voiced = torch.where(weights > 0, weights * torch.sigmoid(VOICED_SLOPE * (s - VOICED_MIDDLE)) + LEAST_WEIGHT, 0.0)
     of_g, of_v = _shares(weights), _shares(voiced)
 
     _, spread, rest = _centred(cepstra[..., :CORRELATED], of_g)
@@ -61,33 +58,21 @@ def voice_statistics(voice: Tensor, cepstra: Tensor, weights: Tensor) -> Tensor:
     upper = torch.triu_indices(CORRELATED, CORRELATED, 1, device=voice.device)
     correlations = ((of_g.unsqueeze(-1) * unit).transpose(1, 2) @ unit)[:, upper[0], upper[1]]
 
-    means, deviations, moved = _centred(voice[..., :3], of_v)
-    step = p[:, 1:] - p[:, :-1]
-    both = there[:, 1:] & there[:, :-1]
-    smooth = both & (step.abs() < LARGEST_STEP)
-    pair = torch.where(smooth, voiced[:, 1:] * voiced[:, :-1], 1.0).sqrt()
-    of_steps = _shares(torch.where(smooth, pair, 0.0) + LEAST_STEP_WEIGHT * both)
-    _, step_deviation, _ = _centred(step.unsqueeze(-1), of_steps)
-    steps = torch.stack(
-        (
-            ((of_steps * step.abs()).sum(1) + STEP_FLOOR).log(),
-            step_deviation[:, 0],
-            (of_steps * step.clamp(min=0)).sum(1),
-            (of_steps * (-step).clamp(min=0)).sum(1),
-        ),
-        dim=1,
-    )
+    time = (torch.arange(p.shape[1], dtype=p.dtype, device=p.device) / UNIT_FRAMES).expand_as(p)
+    series = torch.cat((torch.stack((p, time), dim=-1), cepstra[..., :VOICE_CEPSTRA], voice[..., 1:3]), dim=-1)
+    means, deviations, rest = _centred(series, of_v)
+    pitch = rest[..., :1]
+    skewness = (of_v.unsqueeze(-1) * (pitch / deviations[:, None, :1]) ** 3).sum(1)
+    with_pitch = (of_v.unsqueeze(-1) * pitch * rest[..., 1:]).sum(1)
+    slope = with_pitch[:, :1] / (deviations[:, 1:2].square() + TIME_FLOOR)
     share = (voiced.sum(1).clamp(min=SUM_FLOOR) / weights.sum(1).clamp(min=SUM_FLOOR)).log()
-    _, cepstral, swing = _centred(cepstra[..., :VOICE_CEPSTRA], of_v)
-    with_pitch = ((of_v * moved[..., 0]).unsqueeze(-1) * swing).sum(1)
     return torch.cat(
         (
             correlations,
-            torch.stack((means[:, 0], deviations[:, 0]), dim=1),
-            steps,
+            torch.cat((means[:, :1], deviations[:, :1], skewness, slope), dim=1),
             torch.stack((share, (of_g * s).sum(1)), dim=1),
-            torch.stack((means[:, 1], deviations[:, 1], means[:, 2], deviations[:, 2]), dim=1),
-            with_pitch / ((deviations[:, :1] + PITCH_FLOOR) * cepstral),
+            torch.stack((means[:, -2], deviations[:, -2], means[:, -1], deviations[:, -1]), dim=1),
+            with_pitch[:, 1:] / ((deviations[:, :1] + PITCH_FLOOR) * deviations[:, 2:]),
         ),
         dim=1,
     )

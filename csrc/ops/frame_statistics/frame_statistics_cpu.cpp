@@ -61,7 +61,7 @@ struct Moments {
 void describe_voice(const FrameStatistics& s, const float* voice, const float* cepstra, int64_t stride, int64_t frames,
                     const float* gates, float* voiced, float* out) {
   constexpr float kSlope = 15.0f, kMiddle = 0.6f, kLeastWeight = 1e-6f;
-  constexpr double kLargestStep = 0.15, kLeastStep = 1e-7, kStepFloor = 1e-4, kPitchFloor = 0.02;
+  constexpr double kUnitFrames = 100.0, kTimeFloor = 0.01, kPitchFloor = 0.02;
   const auto column = [&](int64_t which) {
     return [=, bands = s.bands](int64_t t) { return static_cast<double>(voice[t * bands + which]); };
   };
@@ -96,40 +96,28 @@ void describe_voice(const FrameStatistics& s, const float* voice, const float* c
   *out++ = static_cast<float>(of_pitch.mean);
   *out++ = static_cast<float>(of_pitch.deviation);
 
-  // Steps of the pitch from one frame to the next, where both are there; jumps are another peak's.
-  double total = 0.0, up = 0.0, down = 0.0, square = 0.0;
-  const auto steps = [&](const auto& use) {
-    for (int64_t t = 1; t < frames; ++t) {
-      if (gates[t] == 0.0f || gates[t - 1] == 0.0f) continue;
-      const double step = pitch(t) - pitch(t - 1), bound = step < 0 ? -step : step;
-      const double weight = bound < kLargestStep ? __builtin_sqrt(static_cast<double>(voiced[t]) * voiced[t - 1]) : 0.0;
-      use(step, weight + kLeastStep);
-    }
+  const auto risen = [&](int64_t t) { return (pitch(t) - of_pitch.mean) / of_pitch.deviation; };
+  *out++ = static_cast<float>(by_voice.mean([&](int64_t t) { return risen(t) * risen(t) * risen(t); }));
+  const auto with_pitch = [&](const auto& value, const Moments& of_value) {
+    return by_voice.mean([&](int64_t t) { return (pitch(t) - of_pitch.mean) * (value(t) - of_value.mean); });
   };
-  steps([&](double step, double weight) {
-    total += weight;
-    (step > 0 ? up : down) += weight * (step > 0 ? step : -step);
-  });
-  if (total < kLeastSum) total = kLeastSum;
-  const double drift = (up - down) / total;
-  steps([&](double step, double weight) { square += weight * (step - drift) * (step - drift); });
-  *out++ = static_cast<float>(__builtin_log((up + down) / total + kStepFloor));
-  *out++ = static_cast<float>(__builtin_sqrt(square / total + static_cast<double>(kEpsilon)));
-  *out++ = static_cast<float>(up / total);
-  *out++ = static_cast<float>(down / total);
+  const auto time = [](int64_t t) { return static_cast<double>(t) / kUnitFrames; };
+  const Moments of_time(by_voice, time);
+  *out++ = static_cast<float>(with_pitch(time, of_time) / (of_time.deviation * of_time.deviation + kTimeFloor));
 
   *out++ = static_cast<float>(__builtin_log(by_voice.total / heard.total));
   *out++ = static_cast<float>(heard.mean(periodic));
-  for (const Moments& moments : {Moments(by_voice, ratio), Moments(by_voice, harmonics)}) {
+  const Moments of_ratio(by_voice, ratio), of_harmonics(by_voice, harmonics);
+  for (const Moments& moments : {of_ratio, of_harmonics}) {
     *out++ = static_cast<float>(moments.mean);
     *out++ = static_cast<float>(moments.deviation);
   }
-  for (int64_t i = 0; i < kVoiceCepstra; ++i) {
-    const auto c = cepstrum(i);
-    const Moments of_c(by_voice, c);
-    const double both = by_voice.mean([&](int64_t t) { return (pitch(t) - of_pitch.mean) * (c(t) - of_c.mean); });
-    *out++ = static_cast<float>(both / ((of_pitch.deviation + kPitchFloor) * of_c.deviation));
-  }
+  const auto correlation = [&](const auto& value, const Moments& of_value) {
+    return static_cast<float>(with_pitch(value, of_value) / ((of_pitch.deviation + kPitchFloor) * of_value.deviation));
+  };
+  for (int64_t i = 0; i < kVoiceCepstra; ++i) *out++ = correlation(cepstrum(i), Moments(by_voice, cepstrum(i)));
+  *out++ = correlation(ratio, of_ratio);
+  *out++ = correlation(harmonics, of_harmonics);
 }
 
 void measure(const FrameStatistics& s, const float* clip, int64_t frames, float* out, float* scratch) {

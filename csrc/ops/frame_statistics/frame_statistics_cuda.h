@@ -27,11 +27,14 @@ AVSER_HOST_DEVICE int frame_statistics_shared(const FrameStatisticsStage& stage)
 
 constexpr float kVarianceEpsilon = 1e-5f;
 
-// A value per frame.
+// Series of a value per frame: a column of rows, and the time in hundreds of frames.
 struct Column {
   Shared<float> first;
   int stride;
   AVSER_DEVICE float operator[](int t) const { return first[t * stride]; }
+};
+struct Time {
+  AVSER_DEVICE float operator[](int t) const { return static_cast<float>(t) / 100.0f; }
 };
 
 // Weighted sums over the frames, by one warp; the same bits in each lane.
@@ -52,7 +55,8 @@ AVSER_DEVICE Weighted weighted_by(const Shared<float>& weights, int frames) {
   return {weights, frames, total < 1e-9f ? 1e-9f : total};
 }
 
-AVSER_DEVICE float mean_of(Weighted by, Column x) {
+template <class X>
+AVSER_DEVICE float mean_of(Weighted by, X x) {
   float sum = 0.0f;
   for (int t = lane(); t < by.frames; t += kWarp) {
     if (by.weights[t] != 0.0f) sum = multiply_add(by.weights[t], x[t], sum);
@@ -60,7 +64,8 @@ AVSER_DEVICE float mean_of(Weighted by, Column x) {
   return warp_sum(sum) / by.total;
 }
 
-AVSER_DEVICE float covariance_of(Weighted by, Column x, float mean_x, Column y, float mean_y) {
+template <class X, class Y>
+AVSER_DEVICE float covariance_of(Weighted by, X x, float mean_x, Y y, float mean_y) {
   float sum = 0.0f;
   for (int t = lane(); t < by.frames; t += kWarp) {
     if (by.weights[t] != 0.0f) sum = multiply_add(by.weights[t] * (x[t] - mean_x), y[t] - mean_y, sum);
@@ -68,16 +73,10 @@ AVSER_DEVICE float covariance_of(Weighted by, Column x, float mean_x, Column y, 
   return warp_sum(sum) / by.total;
 }
 
-AVSER_DEVICE Moments moments_of(Weighted by, Column x) {
+template <class X>
+AVSER_DEVICE Moments moments_of(Weighted by, X x) {
   const float mean = mean_of(by, x);
   return {mean, square_root(covariance_of(by, x, mean, x, mean) + kVarianceEpsilon)};
-}
-
-// What a step of the pitch from the frame before counts; 0 where one of both is padding.
-AVSER_DEVICE float step_weight(const Shared<float>& voiced, int t, float step) {
-  constexpr float kLargestStep = 0.15f, kLeastStep = 1e-7f;
-  if (voiced[t] == 0.0f || voiced[t - 1] == 0.0f) return 0.0f;
-  return (step < kLargestStep && -step < kLargestStep ? square_root(voiced[t] * voiced[t - 1]) : 0.0f) + kLeastStep;
 }
 
 // Statistics of the voice, in the order of frame_statistics_cpu.cpp, a part for each warp.  voice: (frames,
@@ -85,10 +84,10 @@ AVSER_DEVICE float step_weight(const Shared<float>& voiced, int t, float step) {
 AVSER_DEVICE void voice_statistics(const FrameStatisticsStage& stage, const Shared<float>& voice,
                                    const Shared<float>& cepstra, const Shared<float>& weight,
                                    const Shared<float>& voiced, const Shared<float>& out) {
-  constexpr float kSlope = 15.0f, kMiddle = 0.6f, kLeastWeight = 1e-6f, kPitchFloor = 0.02f, kStepFloor = 1e-4f;
+  constexpr float kSlope = 15.0f, kMiddle = 0.6f, kLeastWeight = 1e-6f, kPitchFloor = 0.02f, kTimeFloor = 0.01f;
   constexpr int kCorrelated = static_cast<int>(kCorrelatedCepstra), kCepstra = static_cast<int>(kVoiceCepstra);
   constexpr int kPairs = kCorrelated * (kCorrelated - 1) / 2;
-  constexpr int kPitch = kPairs, kSteps = kPitch + 2, kShare = kSteps + 4, kRatio = kShare + 2, kWithPitch = kRatio + 4;
+  constexpr int kPitch = kPairs, kShare = kPitch + 4, kRatio = kShare + 2, kWithPitch = kRatio + 4;
   constexpr int kColumns = static_cast<int>(kVoiceValues);
   const int frames = stage.frames, maps = stage.maps;
   for (int t = thread(); t < frames; t += kThreads) {
@@ -98,7 +97,7 @@ AVSER_DEVICE void voice_statistics(const FrameStatisticsStage& stage, const Shar
   sync();
   const Weighted heard = weighted_by(weight, frames), by_voice = weighted_by(voiced, frames);
   const Column pitch{voice, kColumns};
-  for (int task = warp(); task < kPairs + kCepstra + 5; task += kWarps) {
+  for (int task = warp(); task < kPairs + kCepstra + 4; task += kWarps) {
     const int which = task - kPairs;
     if (task < kPairs) {
       int i = 0, j = task + 1;
@@ -110,44 +109,35 @@ AVSER_DEVICE void voice_statistics(const FrameStatisticsStage& stage, const Shar
       const Moments of_a = moments_of(heard, a), of_b = moments_of(heard, b);
       const float both = covariance_of(heard, a, of_a.mean, b, of_b.mean);
       if (lane() == 0) out[task] = both / (of_a.deviation * of_b.deviation);
-    } else if (which < kCepstra) {
-      const Column c{cepstra + which, maps};
+    } else if (which < kCepstra + 2) {  // cepstra, harmonics-to-noise ratio, first harmonics
+      const int column = which - kCepstra;
+      const Column c = column < 0 ? Column{cepstra + which, maps} : Column{voice + 1 + column, kColumns};
       const Moments of_pitch = moments_of(by_voice, pitch), of_c = moments_of(by_voice, c);
       const float both = covariance_of(by_voice, pitch, of_pitch.mean, c, of_c.mean);
-      if (lane() == 0) out[kWithPitch + which] = both / ((of_pitch.deviation + kPitchFloor) * of_c.deviation);
-    } else if (which < kCepstra + 3) {  // pitch, harmonics-to-noise ratio, first harmonics
-      const int column = which - kCepstra, at = column == 0 ? kPitch : kRatio + 2 * (column - 1);
-      const Moments found = moments_of(by_voice, {voice + column, kColumns});
       if (lane() == 0) {
-        out[at] = found.mean;
-        out[at + 1] = found.deviation;
+        out[kWithPitch + which] = both / ((of_pitch.deviation + kPitchFloor) * of_c.deviation);
+        if (column >= 0) {
+          out[kRatio + 2 * column] = of_c.mean;
+          out[kRatio + 2 * column + 1] = of_c.deviation;
+        }
       }
-    } else if (which == kCepstra + 3) {
-      float total = 0.0f, up = 0.0f, down = 0.0f, square = 0.0f;
-      for (int t = 1 + lane(); t < frames; t += kWarp) {
-        const float step = pitch[t] - pitch[t - 1], counts = step_weight(voiced, t, step);
-        total += counts;
-        if (counts == 0.0f) continue;
-        up += step > 0.0f ? counts * step : 0.0f;
-        down += step > 0.0f ? 0.0f : counts * -step;
+    } else if (which == kCepstra + 2) {
+      const Moments of_pitch = moments_of(by_voice, pitch), of_time = moments_of(by_voice, Time{});
+      const float both = covariance_of(by_voice, pitch, of_pitch.mean, Time{}, of_time.mean);
+      float cubes = 0.0f;
+      for (int t = lane(); t < frames; t += kWarp) {
+        const float risen = (pitch[t] - of_pitch.mean) / of_pitch.deviation;
+        if (voiced[t] != 0.0f) cubes = multiply_add(voiced[t] * risen * risen, risen, cubes);
       }
-      total = warp_sum(total);
-      total = total < 1e-9f ? 1e-9f : total;
-      up = warp_sum(up) / total;
-      down = warp_sum(down) / total;
-      for (int t = 1 + lane(); t < frames; t += kWarp) {
-        const float step = pitch[t] - pitch[t - 1], counts = step_weight(voiced, t, step), d = step - (up - down);
-        if (counts != 0.0f) square = multiply_add(counts * d, d, square);
-      }
-      square = warp_sum(square) / total;
+      cubes = warp_sum(cubes) / by_voice.total;
       if (lane() == 0) {
-        out[kSteps] = natural_log(up + down + kStepFloor);
-        out[kSteps + 1] = square_root(square + kVarianceEpsilon);
-        out[kSteps + 2] = up;
-        out[kSteps + 3] = down;
+        out[kPitch] = of_pitch.mean;
+        out[kPitch + 1] = of_pitch.deviation;
+        out[kPitch + 2] = cubes;
+        out[kPitch + 3] = both / (of_time.deviation * of_time.deviation + kTimeFloor);
       }
     } else {
-      const float periodic = mean_of(heard, {voice + 3, kColumns});
+      const float periodic = mean_of(heard, Column{voice + 3, kColumns});
       if (lane() == 0) {
         out[kShare] = natural_log(by_voice.total / heard.total);
         out[kShare + 1] = periodic;
