@@ -13,7 +13,7 @@ from typing import Any
 
 from python_training.comparison import Run, against, changes, closest, compare, read_run
 from python_training.evaluation import summarize
-from python_training.tables import compare_table
+from python_training.tables import ablation_table, compare_table
 
 from .compare import OURS, Row, Table
 from .goals import START_MB, START_SECONDS, TRAINING_MEMORY, goal
@@ -216,7 +216,7 @@ def _mean_ua(summary: dict[str, Any]) -> float:
 
 def accuracy_table(folder: Path = ACCURACY) -> str:
     """The evaluations of recipes on the shipped corpus, best first; what changes one of them has another name."""
-    files = [p for p in sorted(folder.glob("emodb4-*.json")) if p.stem == f"emodb4-{read_run(p).settings['name']}"]
+    files = [folder / f"{run.name}.json" for run in _networks(folder) if run.name == f"emodb4-{run.settings['name']}"]
     if not files:
         return "Not measured yet."
     comparison = compare(files)
@@ -238,11 +238,11 @@ def default_ua(folder: Path = ACCURACY) -> str:
 def choices_table(folder: Path = ACCURACY) -> str:
     """What every change of the default recipe does, best first: rates, and the difference on the same draws from the
     recipe or, where a run has several changes, from that with the most of them."""
-    base_path = folder / "emodb4-mdscm-small.json"
-    if not base_path.exists():
+    runs = {_choice(run): run for run in _networks(folder)}
+    if "mdscm-small" not in runs:
         return "Not measured yet."
-    base = read_run(base_path)
-    others = [read_run(path) for path in sorted(folder.glob("emodb4-*.json")) if path != base_path]
+    base = runs.pop("mdscm-small")
+    others = list(runs.values())
     rows = []
     for run in [base, *others]:
         models = summarize(run.folds)["models"]
@@ -267,6 +267,18 @@ def choices_table(folder: Path = ACCURACY) -> str:
     return "\n".join([*head, *(row for _, row in sorted(rows, key=lambda row: -row[0]))])
 
 
+def stages_table(folder: Path = ACCURACY) -> str:
+    """What each stage of a system reaches on the shipped corpus."""
+    path = folder / "emodb4-fusion.json"
+    return ablation_table(summarize(read_run(path).folds), "emodb") if path.exists() else "Not measured yet."
+
+
+def _networks(folder: Path) -> list[Run]:
+    """The evaluations of an MDSCM alone on the shipped corpus."""
+    runs = [read_run(path) for path in sorted(folder.glob("emodb4-*.json"))]
+    return [run for run in runs if "fusion" not in run.folds[0]["models"]]
+
+
 def _choice(run: Run) -> str:
     return run.name.removeprefix("emodb4-")
 
@@ -281,8 +293,8 @@ def rendered(text: str) -> str:
 
 
 def rendered_notes(text: str) -> str:
-    """The text of the notes of training with its table replaced."""
-    return _replaced(text, NOTES.name, {"choices": f"\n{choices_table()}\n"})
+    """The text of the notes of training with its tables replaced."""
+    return _replaced(text, NOTES.name, {"choices": f"\n{choices_table()}\n", "stages": f"\n{stages_table()}\n"})
 
 
 def _replaced(text: str, where: str, parts: dict[str, str]) -> str:

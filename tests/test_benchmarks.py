@@ -393,6 +393,7 @@ def test_the_readme_comes_from_the_files() -> None:
     notes = render.NOTES.read_text(encoding="utf-8")
     assert notes == render.rendered_notes(notes), "run `python -m benchmarks.render`"
     assert render.choices_table(render.SPEED) == "Not measured yet."
+    assert render.stages_table(render.SPEED) == "Not measured yet."
     assert render.default_ua(render.SPEED) == "UA not measured yet"
     assert render.accuracy_table(render.SPEED) == "Not measured yet."
 
