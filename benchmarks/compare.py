@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from avser_fast import _engine
+
 #: The name of our row; whatever else a table holds is a peer.
 OURS = "avser_fast"
 #: Turns of each contender, unless a time budget ends them earlier (never before ``LEAST_ROUNDS``).
@@ -16,6 +18,9 @@ LEAST_ROUNDS = 5
 #: In a turn a contender is timed again and again for about this long, and at most ``CALLS`` times.
 TURN_MS = 10.0
 CALLS = 20
+#: A loop on registers tells whether threads have a core each: for how long it runs, and what share of as many times one
+#: thread's rate it must reach.
+PROBE_S, WHOLE_CORES = 0.002, 0.85
 
 
 @dataclass
@@ -116,6 +121,23 @@ def settle(limit_s: float = 0.2) -> None:
             return
 
 
+def await_cores(threads: int, limit_s: float = 1.0) -> bool:
+    """Wait until ``threads`` threads have a core each, and say whether they do.
+
+    CPUs of a virtual machine may for a while be hyperthreads of one core, where two threads take as long as one and no
+    counter of the system says so.
+    """
+    end = time.perf_counter() + limit_s
+    while threads > 1:
+        one, all_ = (_engine.measure_peak("float32", PROBE_S, n) for n in (1, threads))
+        if all_ >= WHOLE_CORES * threads * one:
+            break
+        if time.perf_counter() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def checked(case: str, contenders: list[Contender]) -> None:
     """Raise AssertionError naming the contender whose result is wrong."""
     for contender in contenders:
@@ -134,16 +156,20 @@ def compare(
 ) -> Table:
     """Check every contender's result, then time them in turns.
 
-    A turn: wait until every pool sleeps, one call that wakes the contender's own threads and is not timed, then the
-    timed ones.  Raises AssertionError naming the contender whose result is wrong: nothing is timed then.
+    A turn: wait until the threads of the case (``facts``) have cores and every pool sleeps, one call that wakes the
+    contender's own threads and is not timed, then the timed ones.  The turns in which they did not get cores are
+    ``facts["crowded_turns"]``.  Raises AssertionError naming the contender whose result is wrong: nothing is timed
+    then.
     """
     checked(case, contenders)
     times: dict[str, list[float]] = {c.name: [] for c in contenders}
+    facts = {**(facts or {}), "crowded_turns": 0}
     begin = time.perf_counter()
     for turn in range(ROUNDS):
         if turn >= LEAST_ROUNDS and time.perf_counter() - begin > budget_s:
             break
         for contender in contenders:
+            facts["crowded_turns"] += not await_cores(facts.get("threads", 1))
             settle()
             contender.run()
             spent, calls = 0.0, 0
@@ -169,4 +195,4 @@ def compare(
                 contender.tried,
             )
         )
-    return Table(case, rows, missing, facts or {})
+    return Table(case, rows, missing, facts)

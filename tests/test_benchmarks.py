@@ -417,6 +417,20 @@ def test_the_most_specific_goal_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert goals.goal({**facts, "group": "b"}) is None
 
 
+def test_a_turn_on_two_threads_waits_for_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = iter([1.0, 1.1, 1.0, 1.9])
+    monkeypatch.setattr(compare._engine, "measure_peak", lambda precision, seconds, threads: next(rates))
+    assert compare.await_cores(1)
+    assert compare.await_cores(2) and list(rates) == []
+    monkeypatch.setattr(compare._engine, "measure_peak", lambda precision, seconds, threads: 1.0)
+    assert not compare.await_cores(2, 0.05)
+    monkeypatch.setattr(compare, "await_cores", lambda threads: threads == 1)
+    made = [compare.Contender(name, lambda: None, lambda result: None) for name in ("a", "b")]
+    for threads, crowded in ((1, 0), (2, 2 * compare.LEAST_ROUNDS)):
+        table = compare.compare("case", made, {}, {"threads": threads}, budget_s=0.0)
+        assert table.facts == {"threads": threads, "crowded_turns": crowded}
+
+
 def test_a_wrong_gradient_keeps_a_training_step_out_of_the_table() -> None:
     exact = training.exact(1)
     found = training.Step(training.OURS, 1, dropout=False).gradients()
