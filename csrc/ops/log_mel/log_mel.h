@@ -62,12 +62,11 @@ struct RealTransform {
 // Everything that depends on the options alone.
 struct LogMelTables {
   LogMelOptions options;
-  int64_t half = 0;                // n_fft / 2
   RealTransform spectrum;          // of n_fft points
   std::vector<int32_t> band_bin;   // [mel_bands] first bin of a band with a weight
   std::vector<int32_t> band_size;  // [mel_bands]
   std::vector<double> weights;     // of all bands, one after the other
-  // Of the voice, where it is wanted: the transform of its power spectrum; for every bin up to `half`, what undoes the
+  // Of the voice, where it is wanted: the transform of its power spectrum; for every bin of it, what undoes the
   // pre-emphasis and leaves out what is below kVoiceLeastHz; for every lag from lag_begin on, what undoes the frame's
   // own length, and what a high voice is preferred by.
   RealTransform folded;  // of n_fft / 2 points

@@ -68,13 +68,13 @@ struct Memory {
 
   static int64_t align(int64_t doubles) { return (doubles + 7) / 8 * 8; }
   static int64_t z_size(const LogMelTables& t, const Rows& shape) {
-    return align(std::max(2 * kLanes * t.half, shape.rows * shape.columns));
+    return align(std::max(2 * kLanes * t.spectrum.half, shape.rows * shape.columns));
   }
   static int64_t rows_size(const LogMelTables& t, const Rows& shape) {
-    return align(std::max(shape.doubles(), kLanes * (t.half + 1)));
+    return align(std::max(shape.doubles(), kLanes * (t.spectrum.half + 1)));
   }
   static int64_t bytes(const LogMelTables& t, const Rows& shape) {
-    return 8 * (z_size(t, shape) + rows_size(t, shape) + kLanes * t.options.mel_bands + t.half);
+    return 8 * (z_size(t, shape) + rows_size(t, shape) + kLanes * t.options.mel_bands + t.spectrum.half);
   }
   Memory(double* scratch, const LogMelTables& t, const Rows& shape)
       : z(scratch),
@@ -214,7 +214,7 @@ struct Bins {
 
 // |X[k]|^2 / n_fft for k in [0, half].
 void power(const double* z, const LogMelTables& t, double* spectrum) {
-  const int64_t half = t.half;
+  const int64_t half = t.spectrum.half;
   const double scale = 1.0 / static_cast<double>(t.options.n_fft);  // exact, a power of two
   {
     const Complex first = get(z, 0);
@@ -299,7 +299,7 @@ int64_t scratch_bytes(const LogMelTables& t, bool voice) {
 
 // Whitens the spectrum.  Returns its cosine sum at lag 1: x[0] / 2 + sum of x[k] cos(pi k / half) - x[half] / 2.
 vdouble whiten(const LogMelTables& t, double* spectrum) {
-  const int64_t half = t.half;
+  const int64_t half = t.spectrum.half;
   const auto flat = [&](int64_t k) {
     const vdouble x = load(spectrum + k * kLanes) * broadcast(t.whiten[k]);
     store(spectrum + k * kLanes, x);
@@ -318,9 +318,10 @@ vdouble whiten(const LogMelTables& t, double* spectrum) {
 // have the even lags as real parts of their bins, and as imaginary parts what one odd lag is less than the last.
 void autocorrelation(const double* spectrum, vdouble first_lag, const LogMelTables& t, double* z, double* lags) {
   const RealTransform& folded = t.folded;
+  const int64_t half = t.spectrum.half;
   const auto fold = [&](int64_t k) {
-    const vdouble a = load(spectrum + k * kLanes), b = load(spectrum + (t.half - k) * kLanes);
-    return fma(a - b, broadcast(-t.spectrum.unpack[2 * std::min(k, t.half - k) + 1]), broadcast(0.5) * (a + b));
+    const vdouble a = load(spectrum + k * kLanes), b = load(spectrum + (half - k) * kLanes);
+    return fma(a - b, broadcast(-t.spectrum.unpack[2 * std::min(k, half - k) + 1]), broadcast(0.5) * (a + b));
   };
   transform(folded, fold, z);
   const Complex first = get(z, 0);
@@ -368,7 +369,7 @@ void describe(const double* spectrum, const double* lags, const LogMelTables& t,
     vdouble found{};
     for (int lane = 0; lane < kLanes; ++lane) {
       const auto near = static_cast<int64_t>(bins[lane] + 0.5);
-      const int64_t at = std::clamp<int64_t>(near, 1, t.half - 1);
+      const int64_t at = std::clamp<int64_t>(near, 1, t.spectrum.half - 1);
       const double* p = spectrum + at * kLanes + lane;
       found[lane] = std::max({p[-kLanes], p[0], p[kLanes]});
     }

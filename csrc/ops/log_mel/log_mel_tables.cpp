@@ -74,12 +74,12 @@ double warped(double hz, const LogMelOptions& o) {
 
 void add_voice(LogMelTables& t) {
   const LogMelOptions& options = t.options;
-  t.folded = real_transform(t.half);
+  t.folded = real_transform(t.spectrum.half);
   // Lags of whole samples between the highest and the lowest pitch; a neighbour on either side tells a peak.
   const auto rate = static_cast<double>(options.sampling_rate);
   t.lag_begin = static_cast<int64_t>(std::floor(rate / kVoiceMostPitch)) - 1;
   t.lag_end = static_cast<int64_t>(std::floor(rate / kVoiceLeastPitch)) + 2;
-  for (int64_t k = 0; k <= t.half; ++k) {
+  for (int64_t k = 0; k <= t.spectrum.half; ++k) {
     const double turn = 2.0 * kPi * static_cast<double>(k) / static_cast<double>(options.n_fft);
     const double emphasis = 1.0 + options.preemphasis * (options.preemphasis - 2.0 * std::cos(turn));
     const double hz = static_cast<double>(k) * rate / static_cast<double>(options.n_fft);
@@ -95,7 +95,6 @@ std::shared_ptr<const LogMelTables> make_tables(const LogMelOptions& options, bo
   auto tables = std::make_shared<LogMelTables>();
   LogMelTables& t = *tables;
   t.options = options;
-  t.half = options.n_fft / 2;
   t.spectrum = real_transform(options.n_fft);
 
   // Band edges are equally spaced in mel and lie on whole bins (the published filters; hence (n_fft + 1), not n_fft).
