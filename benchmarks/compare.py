@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from avser_fast import _engine
@@ -21,6 +23,8 @@ CALLS = 20
 #: A loop on registers tells whether threads have a core each: for how long it runs, and what share of as many times one
 #: thread's rate it must reach.
 PROBE_S, WHOLE_CORES = 0.002, 0.85
+#: A process is idle when so many looks in a row, a millisecond apart, find none of its threads at work.
+QUIET_LOOKS = 3
 
 
 @dataclass
@@ -110,15 +114,31 @@ class Table:
         return Table(data["case"], [Row(**row) for row in data["rows"]], data["missing"], data["facts"])
 
 
-def settle(limit_s: float = 0.2) -> None:
-    """Wait until no thread of this process is busy: pools spin for a while after their work, some for milliseconds, and
-    would take the cores from the contender whose turn comes next."""
-    end = time.perf_counter() + limit_s
-    while time.perf_counter() < end:
-        busy, begin = time.process_time(), time.perf_counter()
-        time.sleep(0.002)
-        if time.process_time() - busy < 0.1 * (time.perf_counter() - begin):
-            return
+def busy_threads() -> int:
+    """Threads of this process, the caller aside, that run or wait for a CPU.
+
+    Their states, not the process's processor time: Linux brings that of threads that run up to date once per tick (4 ms
+    where a second has 250), so that a thread may spin through a shorter look unseen.
+    """
+    count = 0
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            stat = (task / "stat").read_bytes()
+        except OSError:  # it has ended
+            continue
+        running = stat[stat.rindex(b")") + 2 :].startswith(b"R")
+        count += running and int(task.name) != threading.get_native_id()
+    return count
+
+
+def settle(limit_s: float = 1.0) -> bool:
+    """Wait until no other thread of this process is busy, and say whether that came: pools spin for a while after their
+    work, some for tens of milliseconds, and would take the cores from the contender whose turn comes next."""
+    end, quiet = time.perf_counter() + limit_s, 0
+    while quiet < QUIET_LOOKS and time.perf_counter() < end:
+        quiet = 0 if busy_threads() else quiet + 1
+        time.sleep(0.001)
+    return quiet == QUIET_LOOKS
 
 
 def await_cores(threads: int, limit_s: float = 1.0) -> bool:
@@ -156,21 +176,21 @@ def compare(
 ) -> Table:
     """Check every contender's result, then time them in turns.
 
-    A turn: wait until the threads of the case (``facts``) have cores and every pool sleeps, one call that wakes the
-    contender's own threads and is not timed, then the timed ones.  The turns in which they did not get cores are
-    ``facts["crowded_turns"]``.  Raises AssertionError naming the contender whose result is wrong: nothing is timed
-    then.
+    A turn: wait until every pool sleeps and the threads of the case (``facts``) have cores, one call that wakes the
+    contender's own threads and is not timed, then the timed ones.  The turns in which that did not come are
+    ``facts["unsettled_turns"]`` and ``facts["crowded_turns"]``.  Raises AssertionError naming the contender whose
+    result is wrong: nothing is timed then.
     """
     checked(case, contenders)
     times: dict[str, list[float]] = {c.name: [] for c in contenders}
-    facts = {**(facts or {}), "crowded_turns": 0}
+    facts = {**(facts or {}), "unsettled_turns": 0, "crowded_turns": 0}
     begin = time.perf_counter()
     for turn in range(ROUNDS):
         if turn >= LEAST_ROUNDS and time.perf_counter() - begin > budget_s:
             break
         for contender in contenders:
+            facts["unsettled_turns"] += not settle()
             facts["crowded_turns"] += not await_cores(facts.get("threads", 1))
-            settle()
             contender.run()
             spent, calls = 0.0, 0
             while calls == 0 or (spent < TURN_MS and calls < CALLS):

@@ -191,6 +191,8 @@ def details(folder: Path = SPEED) -> str:
         share = table.share()
         if share is not None:
             lines += [f"{100 * share:.0f} % of {table.facts['ceiling_gmacs']:.0f} G multiply-adds per second.", ""]
+        if table.facts.get("unsettled_turns"):
+            lines += [f"{table.facts['unsettled_turns']} turns beside threads that another contender left spinning.", ""]
         if table.facts.get("crowded_turns"):
             lines += [f"{table.facts['crowded_turns']} turns in which threads had to share a core.", ""]
         if table.rows:

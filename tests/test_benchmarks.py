@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from avser_fast import nn
+from avser_fast import _engine, nn
 from avser_fast.config import AVRE, MDSCM
 from avser_fast.testing import assert_close, max_error
 from benchmarks import (
@@ -80,16 +81,20 @@ def test_every_contender_gets_its_turns() -> None:
 
 
 def test_a_turn_waits_until_no_pool_spins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock on which the process is busy for the first 10 ms."""
-    now = [0.0]
-    clock = SimpleNamespace(
-        perf_counter=lambda: now[0],
-        process_time=lambda: min(now[0], 0.010),
-        sleep=lambda seconds: now.__setitem__(0, now[0] + seconds),
-    )
-    monkeypatch.setattr(compare, "time", clock)
-    compare.settle()
-    assert 0.010 <= now[0] < 0.020
+    """A thread of C spins, which Python's lock does not stop."""
+    spins = threading.Thread(target=_engine.measure_peak, args=("float32", 0.15, 1))
+    spins.start()
+    while compare.busy_threads() == 0:
+        assert spins.is_alive(), "the thread was never seen at work"
+    assert compare.settle()
+    assert not spins.is_alive() and compare.busy_threads() == 0
+    spins.join()
+    monkeypatch.setattr(compare, "busy_threads", lambda: 1)
+    assert not compare.settle(0.01)
+    made = [compare.Contender(name, lambda: None, lambda result: None) for name in ("a", "b")]
+    monkeypatch.setattr(compare, "settle", lambda: False)
+    table = compare.compare("case", made, {}, budget_s=0.0)
+    assert table.facts == {"unsettled_turns": 2 * compare.LEAST_ROUNDS, "crowded_turns": 0}
 
 
 def test_ratios_and_share() -> None:
@@ -428,7 +433,7 @@ def test_a_turn_on_two_threads_waits_for_two_cores(monkeypatch: pytest.MonkeyPat
     made = [compare.Contender(name, lambda: None, lambda result: None) for name in ("a", "b")]
     for threads, crowded in ((1, 0), (2, 2 * compare.LEAST_ROUNDS)):
         table = compare.compare("case", made, {}, {"threads": threads}, budget_s=0.0)
-        assert table.facts == {"threads": threads, "crowded_turns": crowded}
+        assert table.facts == {"threads": threads, "unsettled_turns": 0, "crowded_turns": crowded}
 
 
 def test_a_wrong_gradient_keeps_a_training_step_out_of_the_table() -> None:

@@ -27,16 +27,17 @@ constexpr double kPeakSeconds = 0.05;
 struct Content {
   bool zero = true;
   bool finite = true;
+  Content() = default;
   Content(const float* x, int64_t n) {
-    uint32_t any = 0, largest = 0;
+    int32_t any = 0, largest = 0;  // signed: SSE2 compares no other integers
     for (int64_t i = 0; i < n; ++i) {
-      uint32_t bits;
+      int32_t bits;
       std::memcpy(&bits, x + i, sizeof bits);
       any |= bits;
-      largest = std::max(largest, bits & 0x7fffffffu);
+      largest = std::max(largest, bits & 0x7fffffff);
     }
     zero = any == 0;
-    finite = largest < 0x7f800000u;
+    finite = largest < 0x7f800000;
   }
 };
 
@@ -394,9 +395,15 @@ const float* Engine::run_statistics(const float* clip, float* scratch) const {
 void Engine::forward(const float* clips, const bool* valid, int64_t batch, int64_t clips_per_utterance,
                      float* probabilities, float* features, float* logits, Executor& executor) const {
   const int64_t total = batch * clips_per_utterance;
+  std::vector<Content> contents(total);
+  executor.parallel_for(total, kGroup, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      contents[i] = Content(clips + i * network_.clip_floats(), network_.clip_floats());
+    }
+  });
   std::vector<int64_t> heard;
   for (int64_t i = 0; i < total; ++i) {
-    const Content content(clips + i * network_.clip_floats(), network_.clip_floats());
+    const Content content = contents[i];
     float* feature = features + i * network_.features();
     float* own = logits + i * network_.classes;
     if (content.zero) {
