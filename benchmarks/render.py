@@ -192,7 +192,7 @@ def details(folder: Path = SPEED) -> str:
         if share is not None:
             lines += [f"{100 * share:.0f} % of {table.facts['ceiling_gmacs']:.0f} G multiply-adds per second.", ""]
         if table.facts.get("unsettled_turns"):
-            lines += [f"{table.facts['unsettled_turns']} turns beside threads that another contender left spinning.", ""]
+            lines += [f"{table.facts['unsettled_turns']} turns beside threads that others had left spinning.", ""]
         if table.facts.get("crowded_turns"):
             lines += [f"{table.facts['crowded_turns']} turns in which threads had to share a core.", ""]
         if table.rows:
