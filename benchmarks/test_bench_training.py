@@ -1,7 +1,7 @@
 """A training step on the CPU: the published network, 8 utterances of 5 clips, forward, loss, backward and SGD.
 
 Loss and gradients of every contender are compared with those of the float64 reference before anything is timed, without
-dropout, whose masks differ; the timed steps have the published dropout.
+dropout, whose masks differ; the timed steps have the published dropout.  bf16 is autocast, for ours and for the peers.
 """
 
 from __future__ import annotations
@@ -31,10 +31,22 @@ def _exact() -> dict[str, Any]:
     return training.exact(UTTERANCES)
 
 
-def _contender(name: str) -> Any:
+def _gradients(name: str, precision: str) -> dict[str, Any]:
+    return training.Step(name, UTTERANCES, dropout=False, precision=precision).gradients()
+
+
+@lru_cache(maxsize=1)
+def _plain_distance() -> float:
+    return training.distance(_gradients(training.EAGER, "bf16"), _exact())
+
+
+def _contender(name: str, precision: str) -> Any:
     """The timed step, after its twin without dropout has shown that the gradients are right."""
-    training.check_gradients(training.Step(name, UTTERANCES, dropout=False).gradients(), _exact())
-    return training.Step(name, UTTERANCES).run
+    if precision == "float32":
+        training.check_gradients(_gradients(name, precision), _exact())
+    else:
+        training.check_low_precision(_gradients(name, precision), _exact(), _plain_distance())
+    return training.Step(name, UTTERANCES, precision=precision).run
 
 
 def _finite(loss: Any) -> None:
@@ -52,13 +64,13 @@ def _step_macs() -> int:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("peer", GROUPS)
-def test_step(benchmark: Any, bench: Bench, peer: str, threads: int) -> None:
-    case = (
-        f"training step beside {peer}, {UTTERANCES} utterances of {CLIPS} clips, float32, {plural(threads, 'thread')}"
-    )
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_step(benchmark: Any, bench: Bench, precision: str, peer: str, threads: int) -> None:
+    what = f"{UTTERANCES} utterances of {CLIPS} clips, {precision}, {plural(threads, 'thread')}"
+    case = f"training step beside {peer}, {what}"
     facts = {
         "group": GROUPS[peer],
-        "precision": "float32",
+        "precision": precision,
         "threads": threads,
         "utterances": UTTERANCES,
         "macs": _step_macs(),
@@ -66,8 +78,8 @@ def test_step(benchmark: Any, bench: Bench, peer: str, threads: int) -> None:
     bench.needs(case, facts)
     with training.torch_threads(threads):
         peers = Peers()
-        peers.add(peer, lambda: _contender(peer), _finite, "torch")
-        bench.measure(benchmark, case, lambda: _contender(OURS), _finite, peers, facts)
+        peers.add(peer, lambda: _contender(peer, precision), _finite, "torch")
+        bench.measure(benchmark, case, lambda: _contender(OURS, precision), _finite, peers, facts)
 
 
 def peak_mb(name: str) -> float:

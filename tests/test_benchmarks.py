@@ -447,6 +447,22 @@ def test_a_wrong_gradient_keeps_a_training_step_out_of_the_table() -> None:
         training.check_gradients({n: v for n, v in found.items() if n != name}, exact)
 
 
+def test_gradients_in_bf16_are_judged_by_those_of_pytorch() -> None:
+    exact = training.exact(1)
+    plain, found = (
+        training.Step(name, 1, dropout=False, precision="bf16").gradients() for name in (training.EAGER, training.OURS)
+    )
+    away = training.distance(plain, exact)
+    training.check_low_precision(found, exact, away)
+    name = "body.encoder.0.ff1.weight"
+    with pytest.raises(AssertionError, match="at a distance of at most"):
+        training.check_low_precision({**found, name: -found[name]}, exact, away)
+    with pytest.raises(AssertionError, match="expected PyTorch eager's gradients"):
+        training.check_low_precision(found, exact, 2.0 * training.FARTHEST)
+    with pytest.raises(AssertionError, match="expected gradients of"):
+        training.distance({"loss": found["loss"]}, exact)
+
+
 def test_goals_of_the_engine_on_a_gpu_where_contenders_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_engine, "mdscm_macs", lambda network: 100_000_000)
     assert {v["measured"] for v in gpu_engine.goals({"failed": {"samples": "x"}}).values()} == {None}

@@ -207,7 +207,8 @@ SMALL: list[Case] = [
     layer(2, 5, 12, 7, 3),
     layer(1, 1, 8, 16, 1),
     layer(3, 14, 32, 33, 4, dropout=0.4),
-    layer(2, 17, 48, 16, 2, dropout=0.1),
+    # Seed 7: no input of the ReLU is nearer to zero than 0.012.  Seed 0 has one at 0.0011, whose sign bf16 may turn.
+    layer(2, 17, 48, 16, 2, dropout=0.1, seed=7),
     head(3, 5, 12, 4),
     head(1, 1, 16, 2, pooling="mean_std"),
     head(4, 14, 33, 7, pooling="mean_std", statistics=9),

@@ -21,10 +21,12 @@ struct Packed {
     op.before = before.before;
     op.out_channels = out;
     op.depthwise = {taps.data(), nullptr, nullptr};
+    const GemmTrainingKernels& kernels = AVSER_PICK(gemm_training_kernels);
+    const Precision operands = a.x.precision == Precision::bf16 ? kernels.of_bf16 : Precision::float32;
     const auto pack = [&](const MatrixView& matrix, Buffer& memory) {
-      memory = Buffer(packed_floats(matrix.n, matrix.k, lanes) * static_cast<int64_t>(sizeof(float)));
-      AVSER_PICK(gemm_training_kernels).pack(matrix, 0, gemm_panels(matrix.n, lanes), memory.as<float>());
-      return packed_weights(matrix.n, matrix.k, memory.as<float>());
+      memory = Buffer(packed_bytes(matrix.n, matrix.k, lanes, operands));
+      kernels.pack(matrix, operands, 0, gemm_panels(matrix.n, lanes), memory.data());
+      return packed_weights(matrix.n, matrix.k, operands, memory.data());
     };
     if (backward) {
       op.pointwise_back = pack({a.pointwise, a.x.precision, in, out, 1, in}, pointwise_back);

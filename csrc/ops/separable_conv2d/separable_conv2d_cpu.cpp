@@ -1,6 +1,7 @@
 #include "common/rows.h"
 #include "ops/dsc_block/depthwise_cpu.h"
 #include "ops/gemm/gemm_training.h"
+#include "ops/gemm/pairs_cpu.h"
 #include "ops/gemm/row_batch.h"
 #include "ops/separable_conv2d/separable_conv2d.h"
 
@@ -21,7 +22,7 @@ struct Layout {
   int64_t in, out;  // channels rounded up
   int64_t band;     // positions of a band
   Map x, dt;        // the prepared input and, in the backward, the gradient of the depthwise output
-  int64_t x_at, dt_at, depthwise, rows, pointers, sums, bytes;
+  int64_t x_at, dt_at, depthwise, rows, pairs, more_pairs, pointers, sums, bytes;
 
   Layout(const SeparableConv2d& op, bool backward) {
     in = round_up(op.x.channels, kLanes);
@@ -41,6 +42,10 @@ struct Layout {
     dt_at = part(backward ? dt.bytes() : 0);
     depthwise = part(band * in * static_cast<int64_t>(sizeof(float)));
     rows = part(band * out * static_cast<int64_t>(sizeof(float)));
+    // A band in bf16: as the first operand of a product, or pairs of its positions as those of the weights' gradient.
+    const int64_t widest = in > out ? in : out, even = band + band % 2;
+    pairs = part(even * widest * static_cast<int64_t>(sizeof(uint16_t)));
+    more_pairs = part(backward ? even * in * static_cast<int64_t>(sizeof(uint16_t)) : 0);
     pointers = part(backward ? band * static_cast<int64_t>(sizeof(float*)) : 0);
     sums = part(backward ? 11 * in * static_cast<int64_t>(sizeof(float)) : 0);
     bytes = at;
@@ -56,6 +61,7 @@ void forward(const SeparableConv2d& op, const MapView& y, int64_t i, const Momen
   layout.x.data = memory + layout.x_at;
   float* depthwise_rows = reinterpret_cast<float*>(memory + layout.depthwise);
   float* rows = reinterpret_cast<float*>(memory + layout.rows);
+  uint16_t* pairs = reinterpret_cast<uint16_t*>(memory + layout.pairs);
   const int64_t height = op.x.height, width = op.x.width, step = layout.band / width;
   fill_map<Element>(op.x, i, op.before, layout.x, 0, height);
   for (int64_t begin = 0; begin < height; begin += step) {
@@ -64,7 +70,10 @@ void forward(const SeparableConv2d& op, const MapView& y, int64_t i, const Momen
     RowBatch batch(op.pointwise, one_segment(op.pointwise), {}, 0, gemm_panels(op.out_channels, kLanes));
     float* in_map = rows_in_map(y, i, begin * width);
     float* out = in_map == nullptr ? rows : in_map;
-    for (int64_t p = 0; p < count; ++p) batch.push(depthwise_rows + p * layout.in, out + p * layout.out, nullptr);
+    for (int64_t p = 0; p < count; ++p) {
+      batch.push(first_operand(op.pointwise, depthwise_rows + p * layout.in, op.x.channels, pairs + p * layout.in),
+                 out + p * layout.out, nullptr);
+    }
     batch.flush();
     if (in_map == nullptr) store_rows<Element>(rows, y, i, begin * width, begin * width + count);
     add_moments(moments, begin * width, out, count, layout.out);
@@ -148,6 +157,7 @@ void backward(const SeparableConv2d& op, const OutputGradient& out, const MapVie
   layout.dt.data = memory + layout.dt_at;
   float* depthwise_rows = reinterpret_cast<float*>(memory + layout.depthwise);
   float* rows = reinterpret_cast<float*>(memory + layout.rows);
+  uint16_t* pairs = reinterpret_cast<uint16_t*>(memory + layout.pairs);
   const float** pointers = reinterpret_cast<const float**>(memory + layout.pointers);
   const int64_t height = op.x.height, width = op.x.width, step = layout.band / width;
   fill_map<Element>(op.x, i, op.before, layout.x, 0, height);
@@ -157,11 +167,24 @@ void backward(const SeparableConv2d& op, const OutputGradient& out, const MapVie
     output_gradient<Element>(out, i, begin * width, begin * width + count, rows);
     RowBatch batch(op.pointwise_back, one_segment(op.pointwise_back), {}, 0, gemm_panels(op.x.channels, kLanes));
     for (int64_t p = 0; p < count; ++p) {
-      batch.push(rows + p * layout.out, layout.dt.at(begin + p / width, p % width), nullptr);
+      batch.push(first_operand(op.pointwise_back, rows + p * layout.out, op.out_channels, pairs + p * layout.out),
+                 layout.dt.at(begin + p / width, p % width), nullptr);
     }
     batch.flush();
     if (sums.pointwise == nullptr) continue;
     depthwise<Float32>(layout.x, op.depthwise, begin, end, depthwise_rows);
+    if (op.pointwise_back.precision == Precision::bf16) {
+      uint32_t* left = reinterpret_cast<uint32_t*>(memory + layout.pairs);
+      uint32_t* right = reinterpret_cast<uint32_t*>(memory + layout.more_pairs);
+      const uint32_t** at = reinterpret_cast<const uint32_t**>(pointers);
+      pair_all_rows([&](int64_t p) { return rows + p * layout.out; }, count, layout.out, left);
+      pair_all_rows([&](int64_t p) { return depthwise_rows + p * layout.in; }, count, layout.in, right);
+      const int64_t words = words_of(count, Precision::bf16);
+      for (int64_t word = 0; word < words; ++word) at[word] = right + word * layout.in;
+      gemm_training_kernels().outer_pairs(left, layout.out, at, 0, words, op.out_channels, layout.in, true,
+                                          sums.pointwise, layout.in);
+      continue;
+    }
     for (int64_t p = 0; p < count; ++p) pointers[p] = depthwise_rows + p * layout.in;
     gemm_training_kernels().outer(rows, layout.out, pointers, 0, count, op.out_channels, layout.in, true,
                                   sums.pointwise, layout.in);

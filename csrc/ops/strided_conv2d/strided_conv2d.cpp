@@ -36,10 +36,13 @@ struct Packed {
     op.out_width = halved(a.x.width);
     op.x_stride = in < lanes ? in : padded;  // a window of few channels would be mostly padding
     const std::vector<float> plain = padded_floats(a.weight, a.x.precision, out, in * taps, in * taps);
+    const GemmTrainingKernels& kernels = AVSER_PICK(gemm_training_kernels);
+    const bool low = a.x.precision == Precision::bf16 && !op.few(lanes);
+    const Precision operands = low ? kernels.of_bf16 : Precision::float32;
     const auto pack = [&](const MatrixView& matrix, const float* added) {
-      panels = Buffer(packed_floats(matrix.n, matrix.k, lanes) * static_cast<int64_t>(sizeof(float)));
-      AVSER_PICK(gemm_training_kernels).pack(matrix, 0, gemm_panels(matrix.n, lanes), panels.as<float>());
-      return packed_weights(matrix.n, matrix.k, panels.as<float>(), added);
+      panels = Buffer(packed_bytes(matrix.n, matrix.k, lanes, operands));
+      kernels.pack(matrix, operands, 0, gemm_panels(matrix.n, lanes), panels.data());
+      return packed_weights(matrix.n, matrix.k, operands, panels.data(), added);
     };
     const int64_t stride = backward ? padded : op.x_stride;
     weight.assign(out * taps * stride, 0.0f);

@@ -1,5 +1,6 @@
 #include "common/rows.h"
 #include "ops/gemm/gemm_training.h"
+#include "ops/gemm/pairs_cpu.h"
 #include "ops/gemm/row_batch.h"
 #include "ops/strided_conv2d/strided_conv2d.h"
 
@@ -14,7 +15,7 @@ struct Layout {
   int64_t in, out, columns;  // channels rounded up; columns of the gradient of a window
   int64_t band;              // positions of a band: whole rows of y
   Map x, dx;                 // the prepared input, and its gradient
-  int64_t x_at, dx_at, rows, windows, pointers, bytes;
+  int64_t x_at, dx_at, rows, windows, pairs, window_pairs, pointers, bytes;
 
   Layout(const StridedConv2d& op, bool backward) {
     in = round_up(op.x.channels, kLanes);
@@ -38,6 +39,10 @@ struct Layout {
     dx_at = part(backward ? dx.bytes() + dx.position_bytes() : 0);
     rows = part(band * out * kFloat);
     windows = part(backward ? band * columns * kFloat : 0);
+    // In bf16: the prepared input, or a band's gradients and a row of their windows.
+    const int64_t even = band + band % 2, half = sizeof(uint16_t);
+    pairs = part(backward ? even * out * half : (x.bytes() + 2 * kVectorBytes) / 2);
+    window_pairs = part(backward ? even * op.kernel * op.x_stride * half : 0);
     pointers = part(backward ? band * static_cast<int64_t>(sizeof(float*)) : 0);
     bytes = at;
   }
@@ -58,7 +63,14 @@ void forward(const StridedConv2d& op, const MapView& y, int64_t i, const Moments
   layout.x.data = memory + layout.x_at;
   float* rows = reinterpret_cast<float*>(memory + layout.rows);
   fill_map<Element>(op.x, i, op.before, layout.x, 0, op.x.height);
-  const GemmWindow window{op.kernel, op.kernel * op.x_stride, layout.x.row_bytes() / kFloat};
+  GemmWindow window{op.kernel, op.kernel * op.x_stride, layout.x.row_bytes() / kFloat};
+  const bool low = op.weights.precision == Precision::bf16;
+  uint16_t* pairs = reinterpret_cast<uint16_t*>(memory + layout.pairs);
+  if (low) {
+    pair_elements(reinterpret_cast<const float*>(layout.x.data), layout.x.bytes() / kFloat, pairs);
+    window.words /= 2;
+    window.stride /= 2;
+  }
   const int64_t positions = op.out_height * op.out_width;
   for (int64_t begin = 0; begin < positions; begin += layout.band) {
     const int64_t end = begin + layout.band < positions ? begin + layout.band : positions;
@@ -66,7 +78,10 @@ void forward(const StridedConv2d& op, const MapView& y, int64_t i, const Moments
     float* in_map = rows_in_map(y, i, begin);
     float* out = in_map == nullptr ? rows : in_map;
     for (int64_t p = begin; p < end; ++p) {
-      batch.push(window_at(op, layout.x, p), out + (p - begin) * layout.out, nullptr);
+      const float* from = window_at(op, layout.x, p);
+      const void* operand = from;
+      if (low) operand = pairs + (from - reinterpret_cast<const float*>(layout.x.data));
+      batch.push(operand, out + (p - begin) * layout.out, nullptr);
     }
     batch.flush();
     if (in_map == nullptr) store_rows<Element>(rows, y, i, begin, end);
@@ -137,6 +152,18 @@ void backward(const StridedConv2d& op, const OutputGradient& out, const MapView&
       }
       gemm_training_kernels().outer(windows, window, pointers, 0, count, window, layout.out, true, sums.weight,
                                     layout.out);
+    } else if (weights && op.weights_back.precision == Precision::bf16) {
+      uint32_t* left = reinterpret_cast<uint32_t*>(memory + layout.pairs);
+      uint32_t* right = reinterpret_cast<uint32_t*>(memory + layout.window_pairs);
+      const uint32_t** at = reinterpret_cast<const uint32_t**>(pointers);
+      const int64_t words = words_of(count, Precision::bf16), length = op.kernel * op.x_stride;
+      pair_all_rows([&](int64_t p) { return rows + p * layout.out; }, count, layout.out, left);
+      for (int64_t word = 0; word < words; ++word) at[word] = right + word * length;
+      for (int64_t ky = 0; ky < op.kernel; ++ky) {
+        pair_all_rows([&](int64_t p) { return window_at(op, layout.x, begin + p) + ky * row; }, count, length, right);
+        gemm_training_kernels().outer_pairs(left, layout.out, at, 0, words, op.out_channels, length, true,
+                                            sums.weight + ky * segment, op.kernel * segment);
+      }
     } else if (weights) {
       for (int64_t p = 0; p < count; ++p) pointers[p] = window_at(op, layout.x, begin + p);
       for (int64_t ky = 0; ky < op.kernel; ++ky) {
@@ -153,7 +180,11 @@ void backward(const StridedConv2d& op, const OutputGradient& out, const MapView&
     }
     if (!input) continue;
     RowBatch batch(op.weights_back, one_segment(op.weights_back), {}, 0, gemm_panels(layout.columns, kLanes));
-    for (int64_t p = 0; p < count; ++p) batch.push(rows + p * layout.out, windows + p * layout.columns, nullptr);
+    uint16_t* pairs = reinterpret_cast<uint16_t*>(memory + layout.pairs);
+    for (int64_t p = 0; p < count; ++p) {
+      batch.push(first_operand(op.weights_back, rows + p * layout.out, op.out_channels, pairs + p * layout.out),
+                 windows + p * layout.columns, nullptr);
+    }
     batch.flush();
     for (int64_t p = 0; p < count; ++p) {
       const float* from = windows + p * layout.columns;

@@ -55,6 +55,11 @@ class RowsOf {
   Buffer memory_;
 };
 
+// What tensors of a precision are multiplied in.
+Precision operands_of(Precision tensors) {
+  return tensors == Precision::bf16 ? AVSER_PICK(gemm_training_kernels).of_bf16 : Precision::float32;
+}
+
 // The layer with its weights packed for one direction.
 struct Packed {
   TrainedLayer layer;
@@ -63,6 +68,7 @@ struct Packed {
 
   Packed(const LayerArguments& a, bool backward, Executor& executor) {
     const int64_t width = a.width, hidden = a.hidden, padded = round_up(width, lanes());
+    const Precision operands = operands_of(a.precision);
     layer.tokens = a.tokens, layer.width = width, layer.hidden = hidden, layer.heads = a.heads;
     layer.eps = a.eps;
     layer.dropout = a.dropout;
@@ -74,12 +80,12 @@ struct Packed {
       const MatrixView matrix =
           backward ? MatrixView{weight, a.precision, k, n, 1, k} : MatrixView{weight, a.precision, n, k, k, 1};
       if (bias != nullptr) values = padded_floats(bias, a.precision, 1, n, round_up(n, lanes()));
-      memory.emplace_back(packed_floats(matrix.n, matrix.k, lanes()) * static_cast<int64_t>(sizeof(float)));
-      float* panels = memory.back().as<float>();
+      memory.emplace_back(packed_bytes(matrix.n, matrix.k, lanes(), operands));
+      char* panels = memory.back().data();
       executor.parallel_for(gemm_panels(matrix.n, lanes()), 1, [&](int64_t begin, int64_t end, int) {
-        AVSER_PICK(gemm_training_kernels).pack(matrix, begin, end, panels);
+        AVSER_PICK(gemm_training_kernels).pack(matrix, operands, begin, end, panels);
       });
-      return packed_weights(matrix.n, matrix.k, panels, bias == nullptr ? nullptr : values.data());
+      return packed_weights(matrix.n, matrix.k, operands, panels, bias == nullptr ? nullptr : values.data());
     };
     if (backward) {
       for (int64_t part = 0; part < 3; ++part) {
@@ -174,11 +180,12 @@ void trained_layer_backward(const LayerArguments& a, const LayerSaved& saved, co
       {dsecond.rows, width, hidden.rows, a.hidden, results.ff2_weight, results.ff2_bias},
   };
   const int64_t float_bytes = static_cast<int64_t>(sizeof(float));
+  const Precision operands = operands_of(a.precision);
   std::vector<Buffer> panels;
-  for (const Product& of : products) panels.emplace_back(rows * round_up(of.n, lanes()) * float_bytes);
+  for (const Product& of : products) panels.emplace_back(packed_bytes(of.n, rows, lanes(), operands));
   executor.parallel_for(rows, kRowsOfCopy, [&](int64_t begin, int64_t end, int) {
     for (int i = 0; i < 4; ++i) {
-      kernels.pack_rows(products[i].right, begin, end, rows, products[i].n, panels[i].as<float>());
+      kernels.pack_rows(operands, products[i].right, begin, end, rows, products[i].n, panels[i].as<uint32_t>());
     }
   });
   // The strips of all products are one loop: no worker waits for another in between.
@@ -197,7 +204,8 @@ void trained_layer_backward(const LayerArguments& a, const LayerSaved& saved, co
         float* out =
             direct ? static_cast<float*>(of.weight) + begin * of.n : reinterpret_cast<float*>(memory + strip_bytes);
         double sums[kColumnsOfStrip];
-        kernels.strip(of.left, begin, end, rows, panels[which].as<float>(), of.n, out, stride, sums, memory);
+        kernels.strip(operands, of.left, begin, end, rows, panels[which].as<uint32_t>(), of.n, out, stride, sums,
+                      memory);
         if (!direct) {
           char* to = static_cast<char*>(of.weight) + begin * of.n * element_bytes(a.precision);
           kernels.write_rows({out, stride}, end - begin, of.n, to, a.precision);

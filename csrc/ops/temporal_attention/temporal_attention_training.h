@@ -50,12 +50,14 @@ struct LayerTrainingKernels {
   void (*backward)(const TrainedLayer& layer, int64_t begin, int64_t end, const LayerValues& values, const Rows& grad,
                    const Rows& dx, const LayerGradients& gradients, char* scratch);
   // Columns [begin, end) of `left` against all of `right`, summed over `count` rows: out (end - begin, n padded to
-  // out_stride) and the sums of the columns.  `right` is packed by pack_rows.
+  // out_stride) and the sums of the columns.  `right` is packed by pack_rows for the same operands.
   int64_t (*strip_scratch)(int64_t columns, int64_t count);
-  void (*strip)(const Rows& left, int64_t begin, int64_t end, int64_t count, const float* right, int64_t n, float* out,
-                int64_t out_stride, double* column_sums, char* scratch);
-  // Rows [begin, end) of x (count, n) in panels of two vectors: (panel, row, 2 vectors).
-  void (*pack_rows)(const Rows& x, int64_t begin, int64_t end, int64_t count, int64_t n, float* panels);
+  void (*strip)(Precision operands, const Rows& left, int64_t begin, int64_t end, int64_t count, const uint32_t* right,
+                int64_t n, float* out, int64_t out_stride, double* column_sums, char* scratch);
+  // Rows [begin, end) of x (count, n) in panels of two vectors: (panel, row or pair of rows, 2 vectors); `begin` is
+  // even.
+  void (*pack_rows)(Precision operands, const Rows& x, int64_t begin, int64_t end, int64_t count, int64_t n,
+                    uint32_t* panels);
   // Rows of n neighbouring elements to padded rows and back.
   void (*read_rows)(const void* x, Precision precision, int64_t rows, int64_t n, const Rows& to);
   void (*write_rows)(const Rows& x, int64_t rows, int64_t n, void* to, Precision precision);

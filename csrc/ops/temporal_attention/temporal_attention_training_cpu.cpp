@@ -3,6 +3,7 @@
 #include "common/philox.h"
 #include "common/rows.h"
 #include "ops/gemm/gemm_training.h"
+#include "ops/gemm/pairs_cpu.h"
 #include "ops/gemm/row_batch.h"
 #include "ops/temporal_attention/temporal_attention_training.h"
 
@@ -19,11 +20,13 @@ Dropout at_site(const TrainedLayer& layer, Site site) {
   return dropout;
 }
 
-// y = x W^T (+ bias), rows [begin, end).
-void product(const GemmWeights& weights, const Rows& x, int64_t begin, int64_t end, const Rows& y, const Rows* add,
-             bool relu) {
+// y = x W^T (+ bias), rows [begin, end) of k values; `pairs` has room for all of them as bf16.
+void product(const GemmWeights& weights, const Rows& x, int64_t k, int64_t begin, int64_t end, const Rows& y,
+             const Rows* add, bool relu, uint16_t* pairs) {
   RowBatch batch(weights, one_segment(weights), {Precision::float32, relu}, 0, gemm_panels(weights.n, kLanes));
-  for (int64_t r = begin; r < end; ++r) batch.push(x.row(r), y.row(r), add == nullptr ? nullptr : add->row(r));
+  for (int64_t r = begin; r < end; ++r, pairs += round_up(k, kLanes)) {
+    batch.push(first_operand(weights, x.row(r), k, pairs), y.row(r), add == nullptr ? nullptr : add->row(r));
+  }
   batch.flush();
 }
 
@@ -75,7 +78,7 @@ void add_branch(const float* x, const float* branch, int64_t width, int64_t r, c
 // as they are read and as they are made, (tokens, columns) each; its packed keys or values.
 struct Layout {
   int64_t stride, columns;  // tokens and the columns of a head, rounded up
-  int64_t factors, kept, dropped, gradient, turned, rows, made, pointers, panels, branch, bytes;
+  int64_t factors, kept, dropped, gradient, turned, rows, made, pointers, panels, branch, pairs, bytes;
   Layout(const TrainedLayer& layer, int64_t clips) {
     const int64_t tokens = layer.tokens, size = layer.width / layer.heads;
     const int64_t widest = layer.width > layer.hidden ? layer.width : layer.hidden;
@@ -95,8 +98,9 @@ struct Layout {
     rows = part(tokens * columns * kFloat);
     made = part(tokens * columns * kFloat);
     pointers = part(tokens * static_cast<int64_t>(sizeof(float*)));
-    panels = part(packed_floats(tokens, size, kLanes) * kFloat);
+    panels = part(packed_bytes(tokens, size, kLanes, Precision::float32));
     branch = part(2 * clips * tokens * round_up(widest, kLanes) * kFloat);
+    pairs = part(clips * tokens * round_up(widest, kLanes) * static_cast<int64_t>(sizeof(uint16_t)));
     bytes = at;
   }
 };
@@ -127,8 +131,8 @@ class Head {
   void products(const Rows& left, const Rows& right, float* out) const {
     const MatrixView matrix{right.data, Precision::float32, tokens_, size_, right.stride, 1};
     const int64_t panels = gemm_panels(tokens_, kLanes);
-    gemm_training_kernels().pack(matrix, 0, panels, panels_);
-    const GemmWeights weights = packed_weights(tokens_, size_, panels_);
+    gemm_training_kernels().pack(matrix, Precision::float32, 0, panels, panels_);
+    const GemmWeights weights = packed_weights(tokens_, size_, Precision::float32, panels_);
     RowBatch batch(weights, one_segment(weights), {}, 0, panels);
     for (int64_t i = 0; i < tokens_; ++i) batch.push(left.row(i), out + i * stride, nullptr);
     batch.flush();
@@ -211,7 +215,8 @@ void forward(const TrainedLayer& layer, int64_t begin, int64_t end, const LayerV
   float* scratch = reinterpret_cast<float*>(memory + layout.branch);
   const Rows branch{scratch - first * widest, widest};
   const Rows middle{scratch + ((last - first) - first) * widest, widest};
-  product(layer.in, values.x, first, last, values.qkv, nullptr, false);
+  uint16_t* const pairs = reinterpret_cast<uint16_t*>(memory + layout.pairs);
+  product(layer.in, values.x, width, first, last, values.qkv, nullptr, false, pairs);
   for (int64_t clip = begin; clip < end; ++clip) {
     for (int64_t head = 0; head < layer.heads; ++head) {
       const Rows q = columns_of(values.qkv, clip * tokens, head * size);
@@ -220,7 +225,7 @@ void forward(const TrainedLayer& layer, int64_t begin, int64_t end, const LayerV
       of_head.sums(of_head.turned, columns_of(q, 0, 2 * width), columns_of(values.mixed, clip * tokens, head * size));
     }
   }
-  product(layer.out, values.mixed, first, last, branch, nullptr, false);
+  product(layer.out, values.mixed, width, first, last, branch, nullptr, false, pairs);
   const int64_t padded = round_up(width, kLanes);
   for (int64_t r = first; r < last; ++r) {
     add_branch(values.x.row(r), branch.row(r), width, r, at_site(layer, kProjected), of_head.factors,
@@ -228,14 +233,14 @@ void forward(const TrainedLayer& layer, int64_t begin, int64_t end, const LayerV
     normalize(values.sum1.row(r), RowNorm(values.sum1.row(r), width, layer.eps), layer.norm1_weight, layer.norm1_bias,
               padded, middle.row(r));
   }
-  product(layer.ff1, middle, first, last, values.hidden, nullptr, true);
+  product(layer.ff1, middle, width, first, last, values.hidden, nullptr, true, pairs);
   if (layer.dropout.threshold != 0) {
     for (int64_t r = first; r < last; ++r) {
       float* row = values.hidden.row(r);
       drop_row(row, layer.hidden, r, at_site(layer, kHidden), of_head.factors, row);
     }
   }
-  product(layer.ff2, values.hidden, first, last, branch, nullptr, false);
+  product(layer.ff2, values.hidden, layer.hidden, first, last, branch, nullptr, false, pairs);
   for (int64_t r = first; r < last; ++r) {
     add_branch(middle.row(r), branch.row(r), width, r, at_site(layer, kSecond), of_head.factors, values.sum2.row(r));
     normalize(values.sum2.row(r), RowNorm(values.sum2.row(r), width, layer.eps), layer.norm2_weight, layer.norm2_bias,
@@ -304,6 +309,7 @@ void backward(const TrainedLayer& layer, int64_t begin, int64_t end, const Layer
   float* scratch = reinterpret_cast<float*>(memory + layout.branch);
   const Rows dsum{scratch - first * widest, widest};
   const Rows other{scratch + ((last - first) - first) * widest, widest};
+  uint16_t* const pairs = reinterpret_cast<uint16_t*>(memory + layout.pairs);
   const auto norms = [&](int64_t row, int64_t which) { return gradients.norms + (row / tokens * 4 + which) * padded; };
   for (int64_t clip = begin; clip < end; ++clip) std::memset(norms(clip * tokens, 0), 0, 4 * padded * kFloat);
 
@@ -314,7 +320,7 @@ void backward(const TrainedLayer& layer, int64_t begin, int64_t end, const Layer
     normalize(values.sum1.row(r), RowNorm(values.sum1.row(r), width, layer.eps), layer.norm1_weight, layer.norm1_bias,
               padded, gradients.middle.row(r));
   }
-  product(layer.ff2_back, gradients.dsecond, first, last, gradients.dhidden, nullptr, false);
+  product(layer.ff2_back, gradients.dsecond, width, first, last, gradients.dhidden, nullptr, false, pairs);
   const vfloat factor = broadcast(layer.dropout.threshold == 0 ? 1.0f : layer.dropout.factor);
   for (int64_t r = first; r < last; ++r) {
     float* row = gradients.dhidden.row(r);
@@ -323,13 +329,13 @@ void backward(const TrainedLayer& layer, int64_t begin, int64_t end, const Layer
       store(row + c, load(hidden + c) > vfloat{} ? load(row + c) * factor : vfloat{});
     }
   }
-  product(layer.ff1_back, gradients.dhidden, first, last, other, &dsum, false);
+  product(layer.ff1_back, gradients.dhidden, layer.hidden, first, last, other, &dsum, false, pairs);
   for (int64_t r = first; r < last; ++r) {
     norm_backward(values.sum1.row(r), width, layer.eps, layer.norm1_weight, other.row(r), dsum.row(r), norms(r, 0),
                   norms(r, 1));
     drop_row(dsum.row(r), width, r, at_site(layer, kProjected), of_head.factors, gradients.dprojected.row(r));
   }
-  product(layer.out_back, gradients.dprojected, first, last, other, nullptr, false);
+  product(layer.out_back, gradients.dprojected, width, first, last, other, nullptr, false, pairs);
   for (int64_t clip = begin; clip < end; ++clip) {
     for (int64_t head = 0; head < layer.heads; ++head) {
       head_backward(layer, clip, head, values.qkv, other, gradients.dqkv, of_head);
@@ -337,7 +343,7 @@ void backward(const TrainedLayer& layer, int64_t begin, int64_t end, const Layer
   }
   for (int64_t part = 0; part < 3; ++part) {
     const Rows of_part{gradients.dqkv.data + part * width, gradients.dqkv.stride};
-    product(layer.in_back[part], of_part, first, last, dx, part == 0 ? &dsum : &dx, false);
+    product(layer.in_back[part], of_part, width, first, last, dx, part == 0 ? &dsum : &dx, false, pairs);
   }
 }
 
@@ -365,52 +371,97 @@ struct StripLayout {
 
 int64_t strip_scratch(int64_t columns, int64_t count) { return StripLayout(columns, count).bytes; }
 
-void strip(const Rows& left, int64_t begin, int64_t end, int64_t count, const float* right, int64_t n, float* out,
-           int64_t out_stride, double* column_sums, char* memory) {
-  const int64_t width = end - begin, columns = round_up(n, kLanes);
+// Columns of row p of `rows`, `real` of them, as words; of rows p and p + 1, zeros for one that is none, as pairs.
+template <class T>
+AVSER_INLINE vint32 column_words(const Rows& rows, int64_t p, int64_t count, int64_t column, int64_t real) {
+  const vfloat first = load_part(rows.row(p) + column, real);
+  if constexpr (T::kGroup == 1) {
+    return as_bits(first);
+  } else {
+    return pair_rows(first, p + 1 < count ? load_part(rows.row(p + 1) + column, real) : vfloat{});
+  }
+}
+
+AVSER_INLINE void outer(Float32, const uint32_t* left, int64_t stride, const uint32_t* const* right, int64_t count,
+                        int64_t m, int64_t n, bool add, float* out, int64_t out_stride) {
+  gemm_training_kernels().outer(reinterpret_cast<const float*>(left), stride,
+                                reinterpret_cast<const float* const*>(right), 0, count, m, n, add, out, out_stride);
+}
+AVSER_INLINE void outer(Bf16, const uint32_t* left, int64_t stride, const uint32_t* const* right, int64_t count,
+                        int64_t m, int64_t n, bool add, float* out, int64_t out_stride) {
+  gemm_training_kernels().outer_pairs(left, stride, right, 0, count, m, n, add, out, out_stride);
+}
+
+template <class T>
+void strip_of(const Rows& left, int64_t begin, int64_t end, int64_t count, const uint32_t* right, int64_t n, float* out,
+              int64_t out_stride, double* column_sums, char* memory) {
+  static_assert(kDepth % T::kGroup == 0, "a pair of rows lies in one part of a product");
+  const int64_t width = end - begin, columns = round_up(n, kLanes), all = words_of(count, T::kPrecision);
   const StripLayout layout(width, count);
-  float* packed = reinterpret_cast<float*>(memory);
-  const float** pointers = reinterpret_cast<const float**>(memory + layout.pointers);
+  uint32_t* packed = reinterpret_cast<uint32_t*>(memory);
+  const uint32_t** pointers = reinterpret_cast<const uint32_t**>(memory + layout.pointers);
   float* sums = reinterpret_cast<float*>(memory + layout.sums);
   for (int64_t i = 0; i < width; ++i) column_sums[i] = 0.0;
   for (int64_t first = 0; first == 0 || first < count; first += kDepth) {  // of no rows, zeros
-    const int64_t depth = count - first < kDepth ? count - first : kDepth;
+    const int64_t depth = count - first < kDepth ? count - first : kDepth, words = words_of(depth, T::kPrecision);
     std::memset(sums, 0, round_up(width, kLanes) * kFloat);
-    for (int64_t p = 0; p < depth; ++p) {
-      const float* from = left.row(first + p) + begin;
-      for (int64_t c = 0; c < width; c += kLanes) __builtin_prefetch(from + kAhead * left.stride + c);
+    for (int64_t word = 0; word < words; ++word) {
+      const int64_t p = first + word * T::kGroup;
       for (int64_t t = 0; t < layout.tiles; ++t) {
         const int64_t rows = width - t * kTile < kTile ? width - t * kTile : kTile;
         // Whole vectors: what is written too far is overwritten by the next row.
         for (int64_t r = 0; r < rows; r += kLanes) {
-          store(packed + t * layout.tile + p * rows + r, load_part(from + t * kTile + r, width - t * kTile - r));
+          const vint32 value = column_words<T>(left, p, count, begin + t * kTile + r, width - t * kTile - r);
+          std::memcpy(packed + t * layout.tile + word * rows + r, &value, sizeof value);
         }
       }
-      for (int64_t c = 0; c < width; c += kLanes) store(sums + c, load(sums + c) + load_part(from + c, width - c));
+      for (int64_t row = p; row < p + T::kGroup && row < count; ++row) {
+        const float* from = left.row(row) + begin;
+        for (int64_t c = 0; c < width; c += kLanes) {
+          __builtin_prefetch(from + kAhead * left.stride + c);
+          store(sums + c, load(sums + c) + load_part(from + c, width - c));
+        }
+      }
     }
     for (int64_t i = 0; i < width; ++i) column_sums[i] += static_cast<double>(sums[i]);
     for (int64_t panel = 0; panel < columns; panel += kPanel) {
       const int64_t wide = columns - panel < kPanel ? columns - panel : kPanel;
-      const float* at = right + panel * count + first * wide;
-      for (int64_t p = 0; p < depth; ++p) pointers[p] = at + p * wide;
+      const uint32_t* at = right + panel * all + first / T::kGroup * wide;
+      for (int64_t word = 0; word < words; ++word) pointers[word] = at + word * wide;
       for (int64_t t = 0; t < layout.tiles; ++t) {
         const int64_t rows = width - t * kTile < kTile ? width - t * kTile : kTile;
-        gemm_training_kernels().outer(packed + t * layout.tile, rows, pointers, 0, depth, rows, wide, first > 0,
-                                      out + t * kTile * out_stride + panel, out_stride);
+        outer(T{}, packed + t * layout.tile, rows, pointers, words, rows, wide, first > 0,
+              out + t * kTile * out_stride + panel, out_stride);
       }
     }
   }
 }
 
-void pack_rows(const Rows& x, int64_t begin, int64_t end, int64_t count, int64_t n, float* panels) {
-  const int64_t columns = round_up(n, kLanes);
+template <class T>
+void pack_rows_of(const Rows& x, int64_t begin, int64_t end, int64_t count, int64_t n, uint32_t* panels) {
+  const int64_t columns = round_up(n, kLanes), all = words_of(count, T::kPrecision);
   for (int64_t panel = 0; panel < columns; panel += kPanel) {
     const int64_t width = columns - panel < kPanel ? columns - panel : kPanel;
-    for (int64_t p = begin; p < end; ++p) {
-      float* to = panels + panel * count + p * width;
-      for (int64_t c = 0; c < width; c += kLanes) store(to + c, load_part(x.row(p) + panel + c, n - panel - c));
+    for (int64_t p = begin; p < end; p += T::kGroup) {
+      uint32_t* to = panels + panel * all + p / T::kGroup * width;
+      for (int64_t c = 0; c < width; c += kLanes) {
+        const vint32 value = column_words<T>(x, p, count, panel + c, n - panel - c);
+        std::memcpy(to + c, &value, sizeof value);
+      }
     }
   }
+}
+
+void strip(Precision operands, const Rows& left, int64_t begin, int64_t end, int64_t count, const uint32_t* right,
+           int64_t n, float* out, int64_t out_stride, double* column_sums, char* memory) {
+  const auto run = operands == Precision::bf16 ? &strip_of<Bf16> : &strip_of<Float32>;
+  run(left, begin, end, count, right, n, out, out_stride, column_sums, memory);
+}
+
+void pack_rows(Precision operands, const Rows& x, int64_t begin, int64_t end, int64_t count, int64_t n,
+               uint32_t* panels) {
+  const auto run = operands == Precision::bf16 ? &pack_rows_of<Bf16> : &pack_rows_of<Float32>;
+  run(x, begin, end, count, n, panels);
 }
 
 template <class Element>
