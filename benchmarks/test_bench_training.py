@@ -36,8 +36,8 @@ def _gradients(name: str, precision: str) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _plain_distance() -> float:
-    return training.distance(_gradients(training.EAGER, "bf16"), _exact())
+def _plain_distances() -> dict[str, float]:
+    return training.distances(_gradients(training.EAGER, "bf16"), _exact())
 
 
 def _contender(name: str, precision: str) -> Any:
@@ -45,7 +45,7 @@ def _contender(name: str, precision: str) -> Any:
     if precision == "float32":
         training.check_gradients(_gradients(name, precision), _exact())
     else:
-        training.check_low_precision(_gradients(name, precision), _exact(), _plain_distance())
+        training.check_low_precision(_gradients(name, precision), _exact(), _plain_distances())
     return training.Step(name, UTTERANCES, precision=precision).run
 
 

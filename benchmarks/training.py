@@ -30,8 +30,8 @@ NETWORK = MEMBERS["mdscm-published"].network
 #: one is nearly zero at a ReLU, rounding decides where a gradient goes: whole networks differ by more than their ops
 #: (tests/test_training_ops.py), and a sign or a sum that is wrong by far more than this.
 TOLERANCE = 2e-2
-#: In bf16 (autocast) gradients of whole networks differ by tenths in single places; all of them together must be within
-#: twice the distance of PyTorch eager's from those of float64, which must itself be no more than this.
+#: In bf16 (autocast) gradients of whole networks differ by tenths in single places; as vectors they must be within twice
+#: the distance of PyTorch eager's from those of float64, which must itself be no more than this.
 FARTHEST = 0.1
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
@@ -117,19 +117,29 @@ def check_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], toler
         assert error <= tolerance, f"{name}: expected an error of at most {tolerance:g}, got {error:.3g}"
 
 
-def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Of all gradients as one vector, in units of the expected one's length."""
+ALL, LOSS = "all gradients", "loss"
+
+
+def distances(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+    """Of the loss, of every gradient and of ``ALL`` as one vector, in units of the expected one's length; a gradient
+    much shorter than all together, such as that of a bias in front of a batch norm, is measured by a thousandth of
+    them."""
     assert found.keys() == expected.keys(), f"expected gradients of {sorted(expected)}, got {sorted(found)}"
-    names = [name for name in expected if name != "loss"]
-    away = sum(float((found[name].cpu().double() - expected[name]).square().sum()) for name in names)
-    return float((away / sum(float(expected[name].square().sum()) for name in names)) ** 0.5)
+    away = {name: float((found[name].cpu().double() - value).square().sum()) for name, value in expected.items()}
+    length = {name: float(value.square().sum()) for name, value in expected.items()}
+    gradients = [name for name in expected if name != LOSS]
+    away[ALL], length[ALL] = sum(away[n] for n in gradients), sum(length[n] for n in gradients)
+    return {name: (away[name] / max(length[name], 1e-6 * length[ALL])) ** 0.5 for name in away}
 
 
-def check_low_precision(found: dict[str, Tensor], expected: dict[str, Tensor], plain: float) -> None:
-    """Raise AssertionError where the gradients are further away than twice ``plain``, PyTorch eager's distance."""
-    assert plain <= FARTHEST, f"expected PyTorch eager's gradients at a distance of at most {FARTHEST}, got {plain:.3g}"
-    away = distance(found, expected)
-    assert away <= 2.0 * plain, f"expected gradients at a distance of at most {2.0 * plain:.3g}, got {away:.3g}"
+def check_low_precision(found: dict[str, Tensor], expected: dict[str, Tensor], plain: dict[str, float]) -> None:
+    """Raise AssertionError naming what is further away than twice ``plain``, PyTorch eager's distances; a gradient may
+    be as far away as all of eager's together."""
+    least = plain[ALL]
+    assert least <= FARTHEST, f"expected PyTorch eager's gradients at a distance of at most {FARTHEST}, got {least:.3g}"
+    for name, away in distances(found, expected).items():
+        most = 2.0 * max(plain[name], least)
+        assert away <= most, f"{name}: expected a distance of at most {most:.3g}, got {away:.3g}"
 
 
 def resident_mb(field: str) -> float:

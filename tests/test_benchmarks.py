@@ -452,15 +452,15 @@ def test_gradients_in_bf16_are_judged_by_those_of_pytorch() -> None:
     plain, found = (
         training.Step(name, 1, dropout=False, precision="bf16").gradients() for name in (training.EAGER, training.OURS)
     )
-    away = training.distance(plain, exact)
+    away = training.distances(plain, exact)
     training.check_low_precision(found, exact, away)
-    name = "body.encoder.0.ff1.weight"
-    with pytest.raises(AssertionError, match="at a distance of at most"):
-        training.check_low_precision({**found, name: -found[name]}, exact, away)
+    for name, wrong in (("body.encoder.0.ff1.weight", -1.0), ("body.attention.channel1.weight", 0.0), ("loss", 1.1)):
+        with pytest.raises(AssertionError, match=name):
+            training.check_low_precision({**found, name: wrong * found[name]}, exact, away)
     with pytest.raises(AssertionError, match="expected PyTorch eager's gradients"):
-        training.check_low_precision(found, exact, 2.0 * training.FARTHEST)
+        training.check_low_precision(found, exact, {**away, training.ALL: 2.0 * training.FARTHEST})
     with pytest.raises(AssertionError, match="expected gradients of"):
-        training.distance({"loss": found["loss"]}, exact)
+        training.distances({"loss": found["loss"]}, exact)
 
 
 def test_goals_of_the_engine_on_a_gpu_where_contenders_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,7 +218,7 @@ SMALL: list[Case] = [
     loss(5, 3, 7, votes=True, smoothing=0.1, weighted=True),
     loss(4, 2, 4, soft=True, weighted=True, smoothing=0.2),
 ]
-#: The published network's own shapes, two clips.
+#: The published network's own shapes, two clips; then more rows than kernels take at once, also odd numbers of them.
 PUBLISHED: list[Case] = [
     strided(2, 1, 32, 224, 40, before=False, relu=False),
     strided(2, 32, 64, 112, 20),
@@ -232,14 +232,21 @@ PUBLISHED: list[Case] = [
     attention(2, 256, 14, 3, 16),
     layer(2, 14, 768, 512, 4, dropout=0.4),
     head(2, 14, 768, 4),
+    layer(41, 5, 24, 31, 3),
+    separable(1, 5, 3, 40, 9),
 ]
-#: No clips at all.
+#: No clips at all, or clips of nothing.
 EMPTY: list[Case] = [
     separable(0, 5, 7, 4, 4),
+    separable(2, 5, 7, 0, 4),
+    separable(2, 5, 7, 4, 0),
     strided(0, 3, 8, 4, 4),
+    strided(2, 3, 8, 4, 0),
+    strided(0, 17, 8, 4, 4),
     pool(0, 5, 4, 4),
     attention(0, 5, 4, 4, 2),
     layer(0, 5, 12, 8, 3),
+    layer(2, 0, 12, 8, 3),
     head(0, 5, 12, 4),
 ]
 

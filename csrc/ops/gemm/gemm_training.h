@@ -1,7 +1,7 @@
 // What training needs of matrix products beyond gemm.h: weights packed at every step, and sums over rows.
 //
-// Tensors in bf16 are multiplied as pairs of bf16 where the instruction set has products of those, as floats elsewhere;
-// sums are floats.
+// Tensors in bf16 are multiplied as pairs of bf16 where the instruction set has products of those, as floats elsewhere
+// and in what is no such product: depthwise convolutions, strided ones of few channels.  Sums are floats.
 #pragma once
 
 #include "ops/gemm/gemm.h"

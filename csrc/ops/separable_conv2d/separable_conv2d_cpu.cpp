@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kPositions = 140;
 
 int64_t band_rows(int64_t rows, int64_t width) {
+  if (rows == 0 || width == 0) return 1;  // nobody asks for a band of no positions
   const int64_t most = kPositions / width > 1 ? kPositions / width : 1;
   const int64_t bands = (rows + most - 1) / most;
   return (rows + bands - 1) / bands;
@@ -43,9 +44,11 @@ struct Layout {
     depthwise = part(band * in * static_cast<int64_t>(sizeof(float)));
     rows = part(band * out * static_cast<int64_t>(sizeof(float)));
     // A band in bf16: as the first operand of a product, or pairs of its positions as those of the weights' gradient.
-    const int64_t widest = in > out ? in : out, even = band + band % 2;
-    pairs = part(even * widest * static_cast<int64_t>(sizeof(uint16_t)));
-    more_pairs = part(backward ? even * in * static_cast<int64_t>(sizeof(uint16_t)) : 0);
+    const bool low = (backward ? op.pointwise_back : op.pointwise).precision == Precision::bf16;
+    const int64_t widest = in > out ? in : out;
+    const int64_t halves = low ? (band + band % 2) * static_cast<int64_t>(sizeof(uint16_t)) : 0;
+    pairs = part(halves * widest);
+    more_pairs = part(backward ? halves * in : 0);
     pointers = part(backward ? band * static_cast<int64_t>(sizeof(float*)) : 0);
     sums = part(backward ? 11 * in * static_cast<int64_t>(sizeof(float)) : 0);
     bytes = at;

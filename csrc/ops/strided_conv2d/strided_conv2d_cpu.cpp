@@ -21,7 +21,7 @@ struct Layout {
     in = round_up(op.x.channels, kLanes);
     out = round_up(op.out_channels, kLanes);
     columns = op.kernel * op.kernel * in;
-    const int64_t most = kPositions / op.out_width > 1 ? kPositions / op.out_width : 1;
+    const int64_t most = op.out_width > 0 && kPositions / op.out_width > 1 ? kPositions / op.out_width : 1;
     band = (most < op.out_height ? most : op.out_height) * op.out_width;
     x.height = op.x.height;
     x.width = op.x.width;
@@ -40,9 +40,10 @@ struct Layout {
     rows = part(band * out * kFloat);
     windows = part(backward ? band * columns * kFloat : 0);
     // In bf16: the prepared input, or a band's gradients and a row of their windows.
-    const int64_t even = band + band % 2, half = sizeof(uint16_t);
-    pairs = part(backward ? even * out * half : (x.bytes() + 2 * kVectorBytes) / 2);
-    window_pairs = part(backward ? even * op.kernel * op.x_stride * half : 0);
+    const bool low = (backward ? op.weights_back : op.weights).precision == Precision::bf16;
+    const int64_t halves = low ? (band + band % 2) * static_cast<int64_t>(sizeof(uint16_t)) : 0;
+    pairs = part(backward ? halves * out : low ? (x.bytes() + 2 * kVectorBytes) / 2 : 0);
+    window_pairs = part(backward ? halves * op.kernel * op.x_stride : 0);
     pointers = part(backward ? band * static_cast<int64_t>(sizeof(float*)) : 0);
     bytes = at;
   }

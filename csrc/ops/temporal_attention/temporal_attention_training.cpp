@@ -8,51 +8,58 @@
 namespace avser {
 namespace {
 
-constexpr int64_t kRowsOfCopy = 64;
+constexpr int64_t kRowsOfPiece = 64;
+constexpr int64_t kCacheLine = 64;
 constexpr int64_t kColumnsOfStrip = 56;
 constexpr int64_t kRowsOfBlock = 140;  // of tokens: what goes through the layer at once
 
 int64_t lanes() { return float_lanes(current_isa()); }
 
-// A tensor's rows as padded floats: its own memory where it is like that, a copy otherwise.
-class RowsOf {
+// A tensor's rows as padded floats, a block of them at a time: where they stand, or a copy in the block's scratch.
+class BlockRows {
  public:
-  // To be read.
-  RowsOf(const void* tensor, Precision precision, int64_t count, int64_t n, Executor& executor)
-      : RowsOf(const_cast<void*>(tensor), precision, count, n) {
-    if (!owned()) return;
-    executor.parallel_for(count, kRowsOfCopy, [&](int64_t begin, int64_t end, int) {
-      const char* from = static_cast<const char*>(tensor_) + begin * n_ * element_bytes(precision_);
-      AVSER_PICK(layer_training_kernels).read_rows(from, precision_, end - begin, n_, {rows.row(begin), rows.stride});
-    });
+  // `bytes` of scratch so far grow by those of a block of `rows`.
+  BlockRows(const void* tensor, Precision precision, int64_t n, int64_t rows, int64_t& bytes)
+      : tensor_(static_cast<char*>(const_cast<void*>(tensor))),
+        precision_(precision),
+        n_(n),
+        stride_(round_up(n, lanes())),
+        at_(bytes),
+        here_(precision == Precision::float32 && stride_ == n) {
+    if (!here_) bytes += round_up(rows * stride_ * static_cast<int64_t>(sizeof(float)), kCacheLine);
   }
   // To be written, and handed over by finish.
-  RowsOf(void* tensor, Precision precision, int64_t count, int64_t n)
-      : tensor_(tensor), precision_(precision), count_(count), n_(n) {
-    rows.stride = round_up(n, lanes());
-    if (tensor != nullptr && precision == Precision::float32 && rows.stride == n) {
-      rows.data = static_cast<float*>(tensor);
-    } else {
-      memory_ = Buffer(count * rows.stride * static_cast<int64_t>(sizeof(float)));
-      rows.data = memory_.as<float>();
-    }
+  Rows rows(int64_t first, char* scratch) const {
+    if (here_) return {reinterpret_cast<float*>(tensor_), stride_};
+    return {reinterpret_cast<float*>(scratch + at_) - first * stride_, stride_};
   }
-  void finish(Executor& executor) const {
-    if (!owned() || tensor_ == nullptr) return;
-    executor.parallel_for(count_, kRowsOfCopy, [&](int64_t begin, int64_t end, int) {
-      char* to = static_cast<char*>(tensor_) + begin * n_ * element_bytes(precision_);
-      AVSER_PICK(layer_training_kernels).write_rows({rows.row(begin), rows.stride}, end - begin, n_, to, precision_);
-    });
+  Rows read(int64_t first, int64_t last, char* scratch) const {
+    const Rows to = rows(first, scratch);
+    if (!here_) kernels().read_rows(row(first), precision_, last - first, n_, {to.row(first), stride_});
+    return to;
   }
-
-  Rows rows;
+  void finish(int64_t first, int64_t last, char* scratch) const {
+    if (here_) return;
+    kernels().write_rows({rows(first, scratch).row(first), stride_}, last - first, n_, row(first), precision_);
+  }
 
  private:
-  bool owned() const { return memory_.size() > 0; }
-  void* tensor_;
+  static const LayerTrainingKernels& kernels() { return AVSER_PICK(layer_training_kernels); }
+  char* row(int64_t i) const { return tensor_ + i * n_ * element_bytes(precision_); }
+  char* tensor_;
   Precision precision_;
-  int64_t count_, n_;
-  Buffer memory_;
+  int64_t n_, stride_, at_;
+  bool here_;
+};
+
+// Padded float rows of all clips.
+struct ScratchRows {
+  Buffer memory;
+  Rows rows;
+  ScratchRows(int64_t count, int64_t n) : memory(count * round_up(n, lanes()) * static_cast<int64_t>(sizeof(float))) {
+    rows = {memory.as<float>(), round_up(n, lanes())};
+  }
+  PlainRows plain() const { return {rows.data, Precision::float32, rows.stride}; }
 };
 
 // What tensors of a precision are multiplied in.
@@ -107,7 +114,7 @@ struct Packed {
 // Clips in blocks: each streams all weights, so as few as keep every worker busy.  A row's result does not depend on
 // its block.
 int64_t block_of(const LayerArguments& a, int threads) {
-  const int64_t most = std::max<int64_t>(1, kRowsOfBlock / a.tokens);
+  const int64_t most = std::max<int64_t>(1, kRowsOfBlock / std::max<int64_t>(1, a.tokens));
   int64_t blocks = std::max<int64_t>(1, (a.clips + most - 1) / most);
   blocks = (blocks + threads - 1) / threads * threads;
   return std::max<int64_t>(1, (a.clips + blocks - 1) / blocks);
@@ -120,18 +127,20 @@ void trained_layer(const LayerArguments& a, const LayerOutputs& outputs, Executo
   if (rows == 0) return;
   const LayerTrainingKernels& kernels = AVSER_PICK(layer_training_kernels);
   const Packed packed(a, false, executor);
-  const RowsOf x(a.x, a.precision, rows, a.width, executor), y(outputs.y, a.precision, rows, a.width),
-      qkv(outputs.qkv, a.precision, rows, 3 * a.width), mixed(outputs.mixed, a.precision, rows, a.width),
-      sum1(outputs.sum1, a.precision, rows, a.width), hidden(outputs.hidden, a.precision, rows, a.hidden),
-      sum2(outputs.sum2, a.precision, rows, a.width);
-  const LayerValues values{x.rows, qkv.rows, mixed.rows, sum1.rows, hidden.rows, sum2.rows};
-  const int64_t block = block_of(a, executor.threads());
-  for_each_with_scratch(executor, (a.clips + block - 1) / block, kernels.scratch(packed.layer, block),
-                        [&](int64_t item, char* memory) {
-                          const int64_t begin = item * block, end = std::min(begin + block, a.clips);
-                          kernels.forward(packed.layer, begin, end, values, y.rows, memory);
-                        });
-  for (const RowsOf* of : {&y, &qkv, &mixed, &sum1, &hidden, &sum2}) of->finish(executor);
+  const int64_t block = block_of(a, executor.threads()), most = block * a.tokens;
+  int64_t bytes = round_up(kernels.scratch(packed.layer, block), kCacheLine);
+  const auto of = [&](const void* tensor, int64_t n) { return BlockRows(tensor, a.precision, n, most, bytes); };
+  const BlockRows x = of(a.x, a.width), y = of(outputs.y, a.width), qkv = of(outputs.qkv, 3 * a.width),
+                  mixed = of(outputs.mixed, a.width), sum1 = of(outputs.sum1, a.width),
+                  hidden = of(outputs.hidden, a.hidden), sum2 = of(outputs.sum2, a.width);
+  for_each_with_scratch(executor, (a.clips + block - 1) / block, bytes, [&](int64_t item, char* memory) {
+    const int64_t begin = item * block, end = std::min(begin + block, a.clips);
+    const int64_t first = begin * a.tokens, last = end * a.tokens;
+    const LayerValues values{x.read(first, last, memory), qkv.rows(first, memory),    mixed.rows(first, memory),
+                             sum1.rows(first, memory),    hidden.rows(first, memory), sum2.rows(first, memory)};
+    kernels.forward(packed.layer, begin, end, values, y.rows(first, memory), memory);
+    for (const BlockRows* made : {&y, &qkv, &mixed, &sum1, &hidden, &sum2}) made->finish(first, last, memory);
+  });
 }
 
 void trained_layer_backward(const LayerArguments& a, const LayerSaved& saved, const LayerResults& results,
@@ -139,24 +148,26 @@ void trained_layer_backward(const LayerArguments& a, const LayerSaved& saved, co
   const int64_t rows = a.clips * a.tokens, width = a.width;
   const LayerTrainingKernels& kernels = AVSER_PICK(layer_training_kernels);
   const Packed packed(a, true, executor);
-  const RowsOf x(a.x, a.precision, rows, width, executor), grad(saved.grad, a.precision, rows, width, executor),
-      qkv(saved.qkv, a.precision, rows, 3 * width, executor), mixed(saved.mixed, a.precision, rows, width, executor),
-      sum1(saved.sum1, a.precision, rows, width, executor), hidden(saved.hidden, a.precision, rows, a.hidden, executor),
-      sum2(saved.sum2, a.precision, rows, width, executor), dx(results.x, a.precision, rows, width);
-  const auto scratch_rows = [&](int64_t n) { return RowsOf(nullptr, a.precision, rows, n); };
-  const RowsOf dqkv = scratch_rows(3 * width), dprojected = scratch_rows(width), dhidden = scratch_rows(a.hidden),
-               dsecond = scratch_rows(width), middle = scratch_rows(width);
+  const ScratchRows dqkv(rows, 3 * width), dprojected(rows, width), dhidden(rows, a.hidden), dsecond(rows, width),
+      middle(rows, width);
   const int64_t padded = round_up(width, lanes());
   std::vector<float> norms(a.clips * 4 * padded);
-  const LayerValues values{x.rows, qkv.rows, mixed.rows, sum1.rows, hidden.rows, sum2.rows};
   const LayerGradients gradients{dqkv.rows, dprojected.rows, dhidden.rows, dsecond.rows, middle.rows, norms.data()};
-  const int64_t block = block_of(a, executor.threads());
-  for_each_with_scratch(executor, (a.clips + block - 1) / block, kernels.scratch(packed.layer, block),
-                        [&](int64_t item, char* memory) {
-                          const int64_t begin = item * block, end = std::min(begin + block, a.clips);
-                          kernels.backward(packed.layer, begin, end, values, grad.rows, dx.rows, gradients, memory);
-                        });
-  dx.finish(executor);
+  const int64_t block = block_of(a, executor.threads()), most_rows = block * a.tokens;
+  int64_t bytes = round_up(kernels.scratch(packed.layer, block), kCacheLine);
+  const auto of = [&](const void* tensor, int64_t n) { return BlockRows(tensor, a.precision, n, most_rows, bytes); };
+  const BlockRows grad = of(saved.grad, width), dx = of(results.x, width), qkv = of(saved.qkv, 3 * width),
+                  sum1 = of(saved.sum1, width), hidden = of(saved.hidden, a.hidden), sum2 = of(saved.sum2, width);
+  for_each_with_scratch(executor, (a.clips + block - 1) / block, bytes, [&](int64_t item, char* memory) {
+    const int64_t begin = item * block, end = std::min(begin + block, a.clips);
+    const int64_t first = begin * a.tokens, last = end * a.tokens;
+    // Of the inputs of the products only the weights' gradients read x and what the attention made.
+    const LayerValues values{{}, qkv.read(first, last, memory), {}, sum1.read(first, last, memory),
+                             hidden.read(first, last, memory), sum2.read(first, last, memory)};
+    kernels.backward(packed.layer, begin, end, values, grad.read(first, last, memory), dx.rows(first, memory),
+                     gradients, memory);
+    dx.finish(first, last, memory);
+  });
   if (results.in_weight == nullptr) return;
 
   float* const of_norms[4] = {results.norm1_weight, results.norm1_bias, results.norm2_weight, results.norm2_bias};
@@ -168,22 +179,23 @@ void trained_layer_backward(const LayerArguments& a, const LayerSaved& saved, co
   struct Product {
     Rows left;
     int64_t m;
-    Rows right;
+    PlainRows right;
     int64_t n;
     void *weight, *bias;
     int64_t strips() const { return (m + kColumnsOfStrip - 1) / kColumnsOfStrip; }
   };
+  const auto plain = [&](const void* tensor, int64_t n) { return PlainRows{tensor, a.precision, n}; };
   const Product products[4] = {
-      {dqkv.rows, 3 * width, x.rows, width, results.in_weight, results.in_bias},
-      {dprojected.rows, width, mixed.rows, width, results.out_weight, results.out_bias},
-      {dhidden.rows, a.hidden, middle.rows, width, results.ff1_weight, results.ff1_bias},
-      {dsecond.rows, width, hidden.rows, a.hidden, results.ff2_weight, results.ff2_bias},
+      {dqkv.rows, 3 * width, plain(a.x, width), width, results.in_weight, results.in_bias},
+      {dprojected.rows, width, plain(saved.mixed, width), width, results.out_weight, results.out_bias},
+      {dhidden.rows, a.hidden, middle.plain(), width, results.ff1_weight, results.ff1_bias},
+      {dsecond.rows, width, plain(saved.hidden, a.hidden), a.hidden, results.ff2_weight, results.ff2_bias},
   };
   const int64_t float_bytes = static_cast<int64_t>(sizeof(float));
   const Precision operands = operands_of(a.precision);
   std::vector<Buffer> panels;
   for (const Product& of : products) panels.emplace_back(packed_bytes(of.n, rows, lanes(), operands));
-  executor.parallel_for(rows, kRowsOfCopy, [&](int64_t begin, int64_t end, int) {
+  executor.parallel_for(rows, kRowsOfPiece, [&](int64_t begin, int64_t end, int) {
     for (int i = 0; i < 4; ++i) {
       kernels.pack_rows(operands, products[i].right, begin, end, rows, products[i].n, panels[i].as<uint32_t>());
     }

@@ -19,6 +19,13 @@ struct Rows {
   float* row(int64_t i) const { return data + i * stride; }
 };
 
+// Rows as they stand in a tensor or in scratch, `stride` elements apart.
+struct PlainRows {
+  const void* data;
+  Precision precision;  // float32 or bf16
+  int64_t stride;
+};
+
 struct TrainedLayer {
   int64_t tokens, width, hidden, heads;
   float eps;
@@ -28,7 +35,8 @@ struct TrainedLayer {
   const float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias;  // padded
 };
 
-// What the forward makes of all clips and the backward reads.
+// What the forward makes and the backward reads, but for x and mixed.  Rows are numbered from the first of all clips;
+// those of the clips at work are there.
 struct LayerValues {
   Rows x, qkv, mixed, sum1, hidden, sum2;
 };
@@ -56,7 +64,7 @@ struct LayerTrainingKernels {
                 int64_t n, float* out, int64_t out_stride, double* column_sums, char* scratch);
   // Rows [begin, end) of x (count, n) in panels of two vectors: (panel, row or pair of rows, 2 vectors); `begin` is
   // even.
-  void (*pack_rows)(Precision operands, const Rows& x, int64_t begin, int64_t end, int64_t count, int64_t n,
+  void (*pack_rows)(Precision operands, const PlainRows& x, int64_t begin, int64_t end, int64_t count, int64_t n,
                     uint32_t* panels);
   // Rows of n neighbouring elements to padded rows and back.
   void (*read_rows)(const void* x, Precision precision, int64_t rows, int64_t n, const Rows& to);

@@ -371,14 +371,14 @@ struct StripLayout {
 
 int64_t strip_scratch(int64_t columns, int64_t count) { return StripLayout(columns, count).bytes; }
 
-// Columns of row p of `rows`, `real` of them, as words; of rows p and p + 1, zeros for one that is none, as pairs.
-template <class T>
-AVSER_INLINE vint32 column_words(const Rows& rows, int64_t p, int64_t count, int64_t column, int64_t real) {
-  const vfloat first = load_part(rows.row(p) + column, real);
+// Columns of a row from `row` on, `real` of them, as words; of it and the next one, zeros if there is none, as pairs.
+template <class T, class Element>
+AVSER_INLINE vint32 column_words(const Element* row, int64_t stride, bool both, int64_t real) {
+  const vfloat first = load_part(row, real);
   if constexpr (T::kGroup == 1) {
     return as_bits(first);
   } else {
-    return pair_rows(first, p + 1 < count ? load_part(rows.row(p + 1) + column, real) : vfloat{});
+    return pair_rows(first, both ? load_part(row + stride, real) : vfloat{});
   }
 }
 
@@ -411,7 +411,9 @@ void strip_of(const Rows& left, int64_t begin, int64_t end, int64_t count, const
         const int64_t rows = width - t * kTile < kTile ? width - t * kTile : kTile;
         // Whole vectors: what is written too far is overwritten by the next row.
         for (int64_t r = 0; r < rows; r += kLanes) {
-          const vint32 value = column_words<T>(left, p, count, begin + t * kTile + r, width - t * kTile - r);
+          const int64_t column = t * kTile + r;
+          const vint32 value =
+              column_words<T>(left.row(p) + begin + column, left.stride, p + 1 < count, width - column);
           std::memcpy(packed + t * layout.tile + word * rows + r, &value, sizeof value);
         }
       }
@@ -437,15 +439,16 @@ void strip_of(const Rows& left, int64_t begin, int64_t end, int64_t count, const
   }
 }
 
-template <class T>
-void pack_rows_of(const Rows& x, int64_t begin, int64_t end, int64_t count, int64_t n, uint32_t* panels) {
+template <class T, class Element>
+void pack_rows_of(const PlainRows& x, int64_t begin, int64_t end, int64_t count, int64_t n, uint32_t* panels) {
   const int64_t columns = round_up(n, kLanes), all = words_of(count, T::kPrecision);
   for (int64_t panel = 0; panel < columns; panel += kPanel) {
     const int64_t width = columns - panel < kPanel ? columns - panel : kPanel;
     for (int64_t p = begin; p < end; p += T::kGroup) {
+      const Element* row = static_cast<const Element*>(x.data) + p * x.stride + panel;
       uint32_t* to = panels + panel * all + p / T::kGroup * width;
       for (int64_t c = 0; c < width; c += kLanes) {
-        const vint32 value = column_words<T>(x, p, count, panel + c, n - panel - c);
+        const vint32 value = column_words<T>(row + c, x.stride, p + 1 < count, n - panel - c);
         std::memcpy(to + c, &value, sizeof value);
       }
     }
@@ -458,9 +461,12 @@ void strip(Precision operands, const Rows& left, int64_t begin, int64_t end, int
   run(left, begin, end, count, right, n, out, out_stride, column_sums, memory);
 }
 
-void pack_rows(Precision operands, const Rows& x, int64_t begin, int64_t end, int64_t count, int64_t n,
+void pack_rows(Precision operands, const PlainRows& x, int64_t begin, int64_t end, int64_t count, int64_t n,
                uint32_t* panels) {
-  const auto run = operands == Precision::bf16 ? &pack_rows_of<Bf16> : &pack_rows_of<Float32>;
+  const bool low = x.precision == Precision::bf16;
+  const auto run = operands == Precision::bf16
+                       ? (low ? &pack_rows_of<Bf16, uint16_t> : &pack_rows_of<Bf16, float>)
+                       : (low ? &pack_rows_of<Float32, uint16_t> : &pack_rows_of<Float32, float>);
   run(x, begin, end, count, n, panels);
 }
 
