@@ -30,8 +30,8 @@ NETWORK = MEMBERS["mdscm-published"].network
 #: one is nearly zero at a ReLU, rounding decides where a gradient goes: whole networks differ by more than their ops
 #: (tests/test_training_ops.py), and a sign or a sum that is wrong by far more than this.
 TOLERANCE = 2e-2
-#: In bf16 (autocast) gradients of whole networks differ by tenths in single places; as vectors they must be within twice
-#: the distance of PyTorch eager's from those of float64, which must itself be no more than this.
+#: In bf16 (autocast) gradients of whole networks differ by tenths in single places; as vectors they must be within
+#: twice the distance of PyTorch eager's from those of float64, which must itself be no more than this.
 FARTHEST = 0.1
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
