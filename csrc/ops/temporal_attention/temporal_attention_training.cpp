@@ -162,8 +162,12 @@ void trained_layer_backward(const LayerArguments& a, const LayerSaved& saved, co
     const int64_t begin = item * block, end = std::min(begin + block, a.clips);
     const int64_t first = begin * a.tokens, last = end * a.tokens;
     // Of the inputs of the products only the weights' gradients read x and what the attention made.
-    const LayerValues values{{}, qkv.read(first, last, memory), {}, sum1.read(first, last, memory),
-                             hidden.read(first, last, memory), sum2.read(first, last, memory)};
+    const LayerValues values{{},
+                             qkv.read(first, last, memory),
+                             {},
+                             sum1.read(first, last, memory),
+                             hidden.read(first, last, memory),
+                             sum2.read(first, last, memory)};
     kernels.backward(packed.layer, begin, end, values, grad.read(first, last, memory), dx.rows(first, memory),
                      gradients, memory);
     dx.finish(first, last, memory);
