@@ -403,7 +403,7 @@ void Engine::forward(const float* clips, const bool* valid, int64_t batch, int64
   });
   std::vector<int64_t> heard;
   for (int64_t i = 0; i < total; ++i) {
-    const Content content = contents[i];
+    const Content& content = contents[i];
     float* feature = features + i * network_.features();
     float* own = logits + i * network_.classes;
     if (content.zero) {

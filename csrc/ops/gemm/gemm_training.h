@@ -19,6 +19,8 @@ struct MatrixView {
 struct GemmTrainingKernels {
   // What multiplies tensors in bf16: bf16 or float32.
   Precision of_bf16;
+  // The same of tensors in `precision`, float32 or bf16.
+  Precision operands(Precision precision) const { return precision == Precision::bf16 ? of_bf16 : precision; }
   // Panels [panel, panel_end) of the packed matrix (gemm.h) for `operands`.
   void (*pack)(const MatrixView& matrix, Precision operands, int64_t panel, int64_t panel_end, void* panels);
   // out[i][j] = sum over p of left[p][i] * right[p][j], for i < m and j < n rounded up to whole vectors, or is added to

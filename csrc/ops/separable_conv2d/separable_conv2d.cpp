@@ -22,7 +22,7 @@ struct Packed {
     op.out_channels = out;
     op.depthwise = {taps.data(), nullptr, nullptr};
     const GemmTrainingKernels& kernels = AVSER_PICK(gemm_training_kernels);
-    const Precision operands = a.x.precision == Precision::bf16 ? kernels.of_bf16 : Precision::float32;
+    const Precision operands = kernels.operands(a.x.precision);
     const auto pack = [&](const MatrixView& matrix, Buffer& memory) {
       memory = Buffer(packed_bytes(matrix.n, matrix.k, lanes, operands));
       kernels.pack(matrix, operands, 0, gemm_panels(matrix.n, lanes), memory.data());

@@ -37,8 +37,7 @@ struct Packed {
     op.x_stride = in < lanes ? in : padded;  // a window of few channels would be mostly padding
     const std::vector<float> plain = padded_floats(a.weight, a.x.precision, out, in * taps, in * taps);
     const GemmTrainingKernels& kernels = AVSER_PICK(gemm_training_kernels);
-    const bool low = a.x.precision == Precision::bf16 && !op.few(lanes);
-    const Precision operands = low ? kernels.of_bf16 : Precision::float32;
+    const Precision operands = op.few(lanes) ? Precision::float32 : kernels.operands(a.x.precision);
     const auto pack = [&](const MatrixView& matrix, const float* added) {
       panels = Buffer(packed_bytes(matrix.n, matrix.k, lanes, operands));
       kernels.pack(matrix, operands, 0, gemm_panels(matrix.n, lanes), panels.data());

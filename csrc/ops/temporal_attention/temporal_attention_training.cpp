@@ -62,11 +62,6 @@ struct ScratchRows {
   PlainRows plain() const { return {rows.data, Precision::float32, rows.stride}; }
 };
 
-// What tensors of a precision are multiplied in.
-Precision operands_of(Precision tensors) {
-  return tensors == Precision::bf16 ? AVSER_PICK(gemm_training_kernels).of_bf16 : Precision::float32;
-}
-
 // The layer with its weights packed for one direction.
 struct Packed {
   TrainedLayer layer;
@@ -75,7 +70,7 @@ struct Packed {
 
   Packed(const LayerArguments& a, bool backward, Executor& executor) {
     const int64_t width = a.width, hidden = a.hidden, padded = round_up(width, lanes());
-    const Precision operands = operands_of(a.precision);
+    const Precision operands = AVSER_PICK(gemm_training_kernels).operands(a.precision);
     layer.tokens = a.tokens, layer.width = width, layer.hidden = hidden, layer.heads = a.heads;
     layer.eps = a.eps;
     layer.dropout = a.dropout;
@@ -196,7 +191,7 @@ void trained_layer_backward(const LayerArguments& a, const LayerSaved& saved, co
       {dsecond.rows, width, plain(saved.hidden, a.hidden), a.hidden, results.ff2_weight, results.ff2_bias},
   };
   const int64_t float_bytes = static_cast<int64_t>(sizeof(float));
-  const Precision operands = operands_of(a.precision);
+  const Precision operands = AVSER_PICK(gemm_training_kernels).operands(a.precision);
   std::vector<Buffer> panels;
   for (const Product& of : products) panels.emplace_back(packed_bytes(of.n, rows, lanes(), operands));
   executor.parallel_for(rows, kRowsOfPiece, [&](int64_t begin, int64_t end, int) {
