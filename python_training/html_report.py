@@ -38,12 +38,13 @@ def write_report(run: Path, out: Path | None = None) -> Path:
     folds = read_folds(run / "evaluation")
     by_protocol = {p: [f for f in folds if f["protocol"] == p] for p in sorted({f["protocol"] for f in folds})}
     evaluations = [summarize(some) for some in by_protocol.values()]
-    labels = evaluations[0]["labels"] if evaluations else []
+    validation = read_object(run / "validation.json") or {}
+    labels = evaluations[0]["labels"] if evaluations else validation.get("labels", [])
     banner = _banner(folds)
     sections = [
         ("curves", "Curves", _curves(stages)),
         ("adversarial", "Health of the adversarial training", _health(stages)),
-        ("results", "Results", _results(evaluations, banner)),
+        ("results", "Results", _results(evaluations, banner, validation)),
         ("embeddings", "Embeddings before and after adaptation", _embeddings(run / "embeddings.npz", labels)),
         ("folds", "Folds", _folds(by_protocol)),
         ("settings", "Settings", _values(settings, "settings.json")),
@@ -303,7 +304,17 @@ def _banner(folds: Sequence[Fold]) -> str:
 NO_FOLDS = "This run has no folds (*-seed*.json) in evaluation, so there are no "
 
 
-def _results(evaluations: Sequence[dict[str, Any]], banner: str) -> str:
+def _results(evaluations: Sequence[dict[str, Any]], banner: str, validation: Mapping[str, Any]) -> str:
+    if not evaluations and validation.get("stages"):
+        matrices = [
+            _matrix(f"{_model(name)}, epoch {entry['epoch']}", entry["confusion"], validation["labels"])
+            for name, entry in validation["stages"].items()
+        ]
+        return (
+            "<p>This run has no test speakers. Confusion matrices are of the validation speakers, in the epoch that "
+            "was picked because it did best on them. Rows are the truth, columns the answer: percent of the row above, "
+            f'utterances below.</p><div class="matrices">{"".join(matrices)}</div>'
+        )
     if not evaluations:
         return _missing(NO_FOLDS + "rates and confusion matrices.")
     parts = [banner]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from avser_fast.errors import AvserError
 from avser_fast.inference.whole_files import write_bytes
 
 from .run_folder import read_lines
@@ -55,11 +56,17 @@ class Lines:
         return text.getvalue().encode()
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(r) + "\n" for r in records)
+        self._append(self.path, "".join(json.dumps(r) + "\n" for r in records).encode())
         if self.columns:
-            with open(self.path.with_suffix(".csv"), "ab") as table:
-                table.write(self._csv(records))
+            self._append(self.path.with_suffix(".csv"), self._csv(records))
+
+    @staticmethod
+    def _append(path: Path, text: bytes) -> None:
+        try:
+            with open(path, "ab") as file:
+                file.write(text)
+        except OSError as error:
+            raise AvserError(f"{path}: expected to write the log, got an error ({error.strerror})") from error
 
 
 class RunLog:

@@ -6,8 +6,8 @@ checkpoint holds weights, optimizer and the step, and training again from any of
 
 from __future__ import annotations
 
+import io
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from avser_fast.errors import AvserError
+from avser_fast.inference.whole_files import write_bytes
 
 from .distributed import Processes
 from .log import RunLog
@@ -56,9 +57,9 @@ class Stage(Protocol):
     def facts(self, step: int, total: int) -> dict[str, float]:
         """What the schedule of the stage says at a step, ``lambda`` for one; handed to the module and the log."""
 
-    def validate(self) -> dict[str, float]:
-        """Rates of the validation utterances by the module as it is: validation_wa, validation_ua, validation_loss;
-        empty without any."""
+    def validate(self) -> dict[str, Any]:
+        """Rates of the validation utterances by the module as it is: validation_wa, validation_ua, validation_loss,
+        whatever else belongs to the epoch's record; empty without any."""
 
     def inspect(self, step: int, means: Mapping[str, float]) -> dict[str, Any]:
         """Further facts of the epoch that ended with ``step``, given the means over its steps."""
@@ -99,18 +100,13 @@ class Fitted:
 
 
 def save_atomically(value: Any, path: Path) -> None:
-    """torch.save to a temporary name beside ``path``, then rename: a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """torch.save to ``path``: a reader never sees half a file."""
+    buffer = io.BytesIO()
     try:
-        with open(temporary, "wb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError to torch
-        temporary.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
-        raise TrainingError(f"{path}: expected to write a checkpoint, got an error ({reason})") from error
+        torch.save(value, buffer)
+        write_bytes(path, buffer.getbuffer())
+    except OSError as error:
+        raise TrainingError(f"{path}: expected to write a checkpoint, got an error ({error.strerror})") from error
 
 
 def optimizer_of(module: torch.nn.Module, recipe: Optimisation) -> torch.optim.Optimizer:
@@ -222,8 +218,9 @@ def _fit(
     trained = module
     if processes.world > 1 and any(p.requires_grad for p in module.parameters()):
         ids = [processes.device.index] if processes.device.type == "cuda" else None
-        # Running statistics are those of the whole batch in every process already.
-        trained = DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+        # Running statistics are those of the whole batch in every process already.  Buckets in the order of the
+        # gradients' first arrival would be others after a resume, and with them the order of the sums.
+        trained = DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, find_unused_parameters=True)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.amp)
 
     def save(step: int, sums: dict[str, float]) -> None:

@@ -4,6 +4,7 @@ settings.json, environment.json   what was asked for, and of what it was made
 log.jsonl, log.csv, epochs.jsonl  see ``log.py``
 checkpoint-<stage>.pt             where a stage is; <stage>.pt once it is done
 embeddings.npz                    features of both domains before and after adaptation
+validation.json                   labels, and the confusion matrix of each stage's picked epoch
 mdscm.safetensors, avdal.safetensors, system.safetensors
 """
 
@@ -24,8 +25,9 @@ import torch
 import avser_fast
 from avser_fast.config import EncoderSpec, ModelSpec, SystemSpec
 from avser_fast.inference.weights import write_avre, write_model, write_system
-from avser_fast.inference.whole_files import write_bytes
+from avser_fast.inference.whole_files import remove_unfinished, write_bytes
 
+from .data.batches import bad_speech
 from .data.prepared import PreparedCorpus
 from .distributed import Processes
 from .log import RunLog
@@ -63,6 +65,10 @@ class Options:
     resume: bool = False
     skip_bad: bool = False
     tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every: expected at least 1 step from one checkpoint to the next, got {self.every}")
 
 
 def check_stages(stages: Sequence[str]) -> None:
@@ -157,6 +163,8 @@ def train_stages(
             f"{folder}: expected a folder without checkpoints, got those of another run; resume it or choose another"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    if processes.first:
+        remove_unfinished(folder)
     data_asked = _fingerprint(speech, faces, division)
     asked = {**settings.to_dict(), "stages": list(stages), "seed": seed, "epochs": epochs, "data": data_asked}
     asked = json.loads(json.dumps(asked))
@@ -168,6 +176,11 @@ def train_stages(
             raise ValueError(
                 f"{folder}: expected to resume with the settings in settings.json, got others ({', '.join(others)})"
             )
+    bad = bad_speech(speech, [*division.training, *division.validation], settings.front_end.front_end())
+    if bad and not options.skip_bad:
+        raise next(iter(bad.values()))
+    training, validation = ([i for i in part if i not in bad] for part in (division.training, division.validation))
+    division = Division(training, validation, division.faces)
     spec = ModelSpec(
         speech.labels, measured_front_end(speech, division.training, settings), settings.clip_rule, settings.network
     )
@@ -184,80 +197,160 @@ def train_stages(
         stage_of(name, system, settings, data, processes, seed).plan.rows(0, processes.rank, processes.world)
     if processes.first:
         write_json(asked, mark)
-        write_json(environment(settings, speech, faces, seed, processes), folder / "environment.json")
+        about = environment(settings, speech, faces, seed, processes)
+        about["left_out"] = [str(error) for error in bad.values()]
+        write_json(about, folder / "environment.json")
         if not options.resume:  # lines of a run that left no checkpoint
             for name in ("log.jsonl", "log.csv", "epochs.jsonl", "embeddings.npz"):
                 (folder / name).unlink(missing_ok=True)
     log = RunLog(folder if processes.first else None, options.tensorboard)
-    fitted: dict[str, Fitted] = {}
+    run = _Run(system, settings, data, folder, seed, epochs, processes, options, log, stop, progress)
+    again = trained_again(settings, stages) if data.validation else set()
     try:
-        for name in stages:
-            done = folder / f"{name}.pt"
-            found = options.resume and done.exists()
-            if processes.any(found) != found:
-                raise ValueError(f"{done}: expected a folder that all processes see, got one that only some see")
-            if found:
-                saved = torch.load(done, weights_only=True, map_location=processes.device)
-                system.load_state_dict(saved["system"])
-                fitted[name] = Fitted(saved["epoch"], saved["history"])
-                continue
-            if name == "avdal" and processes.first and faces is not None:
-                _keep_embeddings(folder, "before", system, data, settings)
-            fitted[name] = _stage(
-                name, system, settings, data, folder, seed, epochs, processes, options, log, stop, progress
-            )
-            if processes.first:
-                if name in ("avdal", "joint") and faces is not None:
-                    _keep_embeddings(folder, "after", system, data, settings)
-                save_atomically(
-                    {"system": system.state_dict(), "epoch": fitted[name].epoch, "history": fitted[name].history}, done
-                )
-                for passed in (f"checkpoint-{name}", f"checkpoint-{name}-refit", f"picked-{name}"):
-                    (folder / f"{passed}.pt").unlink(missing_ok=True)
+        fitted = run.pick(stages, "picked-" if again else "")
+        if again:
+            run.refit(stages, again, fitted)
+        if processes.first:
+            write_json({"labels": list(speech.labels), "stages": _picked(fitted)}, folder / "validation.json")
     finally:
         log.close()
     return system, spec, fitted
 
 
-def _stage(
-    name: str,
-    system: System,
-    settings: Settings,
-    data: Data,
-    folder: Path,
-    seed: int,
-    epochs: int | None,
-    processes: Processes,
-    options: Options,
-    log: RunLog,
-    stop: Stop | None,
-    progress: Callable[[str, int, int, Mapping[str, Any]], None] | None,
-) -> Fitted:
-    """Train one stage; where the recipe refits, a second time on the validation utterances too, for as many epochs."""
-    recipe = settings.of_stage(name)
-    before = {k: v.clone() for k, v in system.state_dict().items()}
-    common: dict[str, Any] = {
-        "seed": seed, "processes": processes, "every": options.every,
-        "resume": options.resume, "stop": stop, "progress": progress,
-    }  # fmt: skip
-    stage = stage_of(name, system, settings, data, processes, seed)
-    checkpoint = folder / f"checkpoint-{name}.pt"
-    refits = recipe.refit and bool(data.validation)
-    picked = folder / f"picked-{name}.pt"
-    if refits and options.resume and picked.exists():
-        saved = torch.load(picked, weights_only=True)
-        first = Fitted(saved["epoch"], saved["history"])
-    else:
-        first = fit(stage, recipe, log=log, epochs=epochs, checkpoint=checkpoint, **common)
-        if refits and processes.first:
-            save_atomically({"epoch": first.epoch, "history": first.history}, picked)
-            checkpoint.unlink(missing_ok=True)
-    if refits:
-        system.load_state_dict(before)
-        again = stage_of(name, system, settings, data.with_validation(), processes, seed)
-        quiet = RunLog(None)
-        fit(again, recipe, log=quiet, epochs=first.epoch, checkpoint=folder / f"checkpoint-{name}-refit.pt", **common)
-    return first
+def _picked(fitted: Mapping[str, Fitted]) -> dict[str, Any]:
+    """Of the stages that were validated, the epoch that was picked and its confusion matrix."""
+    found = {}
+    for name, how in fitted.items():
+        entry = next((r for r in how.history if r["epoch"] == how.epoch), {})
+        if "validation_confusion" in entry:
+            found[name] = {"epoch": how.epoch, "confusion": entry["validation_confusion"]}
+    return found
+
+
+def trained_again(settings: Settings, stages: Sequence[str]) -> set[str]:
+    """The stages that are trained a second time, once all have picked their epochs: those that refit, and after them
+    those that read what a refit has changed.
+
+    A stage must pick among networks that have not heard the validation utterances, so no refit may come before it.
+    """
+    again: set[str] = set()
+    for name in stages:
+        if settings.of_stage(name).refit or (again and name in ("fusion", "joint")):
+            again.add(name)
+    return again
+
+
+#: The network that a stage trains alone.
+_TRAINED = {"mdscm": "mdscm", "avdal": "avre", "fusion": "fusion"}
+
+
+@dataclasses.dataclass
+class _Run:
+    system: System
+    settings: Settings
+    data: Data
+    folder: Path
+    seed: int
+    epochs: int | None
+    processes: Processes
+    options: Options
+    log: RunLog
+    stop: Stop | None
+    progress: Callable[[str, int, int, Mapping[str, Any]], None] | None
+    picked: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+
+    def pick(self, stages: Sequence[str], prefix: str) -> dict[str, Fitted]:
+        """Train the stages in order on the training utterances; each picks its epoch on those of validation."""
+        initial = _copied(self.system)
+        fitted: dict[str, Fitted] = {}
+        finished = self.options.resume and all((self.folder / f"{name}.pt").exists() for name in stages)
+        for name in stages:
+            done = self.folder / f"{'' if finished else prefix}{name}.pt"
+            found = self._found(done)
+            if found is not None:
+                fitted[name] = found
+                continue
+            if name == "avdal":
+                self._embeddings("before")
+            fitted[name] = self._fit(name, self.data, self.epochs, "", self.log)
+            if not prefix:
+                self._ended(name)
+            self._save(name, fitted[name], done)
+        if prefix:
+            self.picked = _copied(self.system)
+            self.system.load_state_dict(initial)
+        return fitted
+
+    def refit(self, stages: Sequence[str], again: set[str], fitted: Mapping[str, Fitted]) -> None:
+        """From the beginning, ``again`` for as many epochs as were picked, on the validation utterances too where the
+        recipe says so; the other stages keep what they learnt."""
+        for name in stages:
+            done = self.folder / f"{name}.pt"
+            if self._found(done) is not None:
+                continue
+            if name in again:
+                data = self.data.with_validation() if self.settings.of_stage(name).refit else self.data.without_any()
+                self._fit(name, data, fitted[name].epoch, "-refit", RunLog(None))
+            else:
+                part = f"{_TRAINED[name]}."
+                self.system.load_state_dict(
+                    {k: self.picked[k] if k.startswith(part) else v for k, v in self.system.state_dict().items()}
+                )
+            self._ended(name)
+            self._save(name, fitted[name], done)
+        if self.processes.first:
+            for name in stages:
+                (self.folder / f"picked-{name}.pt").unlink(missing_ok=True)
+
+    def _found(self, done: Path) -> Fitted | None:
+        """How a stage ended that a run before has finished; its networks are read."""
+        found = self.options.resume and done.exists()
+        if self.processes.any(found) != found:
+            raise ValueError(f"{done}: expected a folder that all processes see, got one that only some see")
+        if not found:
+            return None
+        try:
+            saved = torch.load(done, weights_only=True, map_location=self.processes.device)
+            self.system.load_state_dict(saved["system"])
+        except Exception as error:  # whatever a damaged file leads to: which one it was is the point
+            raise ValueError(f"{done}: expected the checkpoint of a finished stage, got one that is damaged") from error
+        return Fitted(saved["epoch"], saved["history"])
+
+    def _fit(self, name: str, data: Data, epochs: int | None, mark: str, log: RunLog) -> Fitted:
+        stage = stage_of(name, self.system, self.settings, data, self.processes, self.seed)
+        return fit(
+            stage,
+            self.settings.of_stage(name),
+            seed=self.seed,
+            processes=self.processes,
+            log=log,
+            epochs=epochs,
+            checkpoint=self.folder / f"checkpoint-{name}{mark}.pt",
+            every=self.options.every,
+            resume=self.options.resume,
+            stop=self.stop,
+            progress=self.progress,
+        )
+
+    def _ended(self, name: str) -> None:
+        if name in ("avdal", "joint"):
+            self._embeddings("after")
+
+    def _embeddings(self, when: str) -> None:
+        if self.processes.first and self.data.faces is not None:
+            _keep_embeddings(self.folder, when, self.system, self.data, self.settings)
+
+    def _save(self, name: str, fitted: Fitted, done: Path) -> None:
+        if self.processes.first:
+            save_atomically(
+                {"system": self.system.state_dict(), "epoch": fitted.epoch, "history": fitted.history}, done
+            )
+            for mark in ("", "-refit"):
+                (self.folder / f"checkpoint-{name}{mark}.pt").unlink(missing_ok=True)
+
+
+def _copied(system: System) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in system.state_dict().items()}
 
 
 def _keep_embeddings(folder: Path, when: str, system: System, data: Data, settings: Settings) -> None:

@@ -14,7 +14,15 @@ from avser_fast.inference.whole_files import write_bytes
 
 from .settings import STAGES
 
-PARTS = ("settings.json", "environment.json", "log.jsonl", "epochs.jsonl", "embeddings.npz", "evaluation")
+PARTS = (
+    "settings.json",
+    "environment.json",
+    "log.jsonl",
+    "epochs.jsonl",
+    "embeddings.npz",
+    "validation.json",
+    "evaluation",
+)
 LOGGED = (
     "loss", "speech_loss", "face_loss", "domain_loss", "lambda", "lr",
     "speech_accuracy", "face_accuracy", "domain_accuracy", "gradient_ratio",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from avser_fast.config import AVRE, MDSCM, ClipRule, ConfigError, FrontEnd
 
@@ -29,8 +30,9 @@ class Optimisation:
     ``schedule`` is ``cosine`` (half a cosine down to 0 at the end), ``step`` (times ``step_factor`` every
     ``step_epochs``) or ``constant``.  ``amp`` is ``off``, ``bf16`` or ``fp16`` (autocast; fp16 scales the loss).
     ``epochs`` is the length of the schedule.  The epoch whose averaged weights score best on the validation speaker is
-    kept: by UA, ties by loss, among the epochs of the last ``pick_last`` share of the schedule.  ``refit`` then
-    trains again on all training speakers, the validation speaker included, for as many epochs.  ``class_weights`` is
+    kept: by UA, ties by loss, among the epochs of the last ``pick_last`` share of the schedule.  ``refit`` trains
+    again on all training speakers, the validation speaker included, for as many epochs, once all stages have picked;
+    stages that read a network of a refit are then trained again, too.  ``class_weights`` is
     the power of the inverse class frequency that the loss is weighted with: 0 counts utterances, 1 classes equally.
     """
 
@@ -189,6 +191,32 @@ class FrontEndRecipe:
         )
 
 
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a value of a TOML file is what a field's annotation says; a whole number is a number, too."""
+    if isinstance(wanted, types.UnionType) or get_origin(wanted) is Union:
+        return any(_fits(value, kind) for kind in get_args(wanted))
+    if get_origin(wanted) is tuple:
+        kinds = get_args(wanted)
+        if not isinstance(value, tuple):
+            return False
+        if len(kinds) == 2 and kinds[1] is Ellipsis:
+            return all(_fits(v, kinds[0]) for v in value)
+        return len(value) == len(kinds) and all(_fits(v, kind) for v, kind in zip(value, kinds))
+    if dataclasses.is_dataclass(wanted):  # a section of its own, which its class checks
+        return isinstance(value, dict)
+    if wanted is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is (type(None) if wanted is None else wanted)
+
+
+def _wanted(kind: Any) -> str:
+    if isinstance(kind, types.UnionType) or get_origin(kind) is Union:
+        return " or ".join(_wanted(k) for k in get_args(kind) if k is not type(None))
+    if get_origin(kind) is tuple:
+        return "a list of " + {int: "whole numbers", float: "numbers"}.get(get_args(kind)[0], "values")
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(kind, "a section")
+
+
 _SECTIONS = {
     "front_end": FrontEndRecipe,
     "clip_rule": ClipRule,
@@ -236,6 +264,13 @@ def load_settings(source: str | Path, overrides: Mapping[str, Any] | None = None
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         if section == "clip_rule" and values.get("clips") == 0:
             values["clips"] = None
+        kinds = get_type_hints(_SECTIONS[section])
+        for name, value in values.items():
+            if name not in kinds:
+                raise ConfigError(f"{path}: [{section}]: expected some of {', '.join(kinds)}, got {name}")
+            if not _fits(value, kinds[name]):
+                got = list(value) if isinstance(value, tuple) else value
+                raise ConfigError(f"{path}: {section}.{name}: expected {_wanted(kinds[name])}, got {got!r}")
         try:
             built[section] = _SECTIONS[section](**values)
         except (TypeError, ConfigError) as error:

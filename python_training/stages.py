@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from avser_fast import reference
 from avser_fast.config import FrontEnd
-from avser_fast.nn import MDSCM, ClipOutput
+from avser_fast.nn import MDSCM
 
 from .data.augment import Augmentation
 from .data.batches import Batch, Plan, Samples, batches
@@ -55,33 +55,46 @@ class MDSCMModule(_Module):
         self.mdscm = system.mdscm
 
     def forward(self, batch: Batch, schedule: Mapping[str, float]) -> tuple[Tensor, Parts]:
-        loss, parts = speech_loss(self, self.mdscm, batch)
-        return loss, {**parts, "bad_share": _bad_share(batch)}
+        heard = hear_speech(self, self.mdscm, batch)
+        return heard.loss, {**heard.parts, "bad_share": _bad_share(batch)}
 
 
-def speech_loss(module: _Module, mdscm: MDSCM, batch: Batch, heard: ClipOutput | None = None) -> tuple[Tensor, Parts]:
-    """Cross-entropy of a batch of speech; ``heard`` is what the network makes of its clips, where that is known.
+class Heard(NamedTuple):
+    """What an MDSCM makes of a batch of speech: its loss, ``features`` (N, L, D) and ``clip_logits`` (N, L, K)."""
+
+    loss: Tensor
+    parts: Parts
+    features: Tensor
+    clip_logits: Tensor
+
+
+def hear_speech(module: _Module, mdscm: MDSCM, batch: Batch) -> Heard:
+    """Cross-entropy of a batch of speech.
 
     A statistics path learns apart from the convolutions: each path is asked for the whole answer from its half of the
     head (the bias is shared), so that neither leans on the other, and the logits of the network are the mean of both.
     Only the convolutions are shown augmented clips: masks and mixtures would spoil what the statistics measure.
     """
     if mdscm.statistics is None:
-        output = mdscm(batch.clips) if heard is None else heard
+        output = mdscm(batch.clips)
         logits = reference.average_clips(output.clip_logits, batch.valid)
         loss = module.emotion(logits, batch.targets)
-        return loss, {"speech_loss": loss, "speech_accuracy": _right(logits, batch.labels)}
+        parts = {"speech_loss": loss, "speech_accuracy": _right(logits, batch.labels)}
+        return Heard(loss, parts, output.features, output.clip_logits)
     assert batch.clean is not None
     width, network, head = mdscm.network.pooled_width, mdscm.network, mdscm.head
     size = batch.clips.shape[:2]
     pooled = reference.pool_tokens(mdscm.body(batch.clips.flatten(0, 1)), network.pooling)
+    said = mdscm.statistics(batch.clean.flatten(0, 1))
     of_body = F.linear(2.0 * pooled, head.weight[:, :width], head.bias).unflatten(0, size)
-    of_frames = F.linear(2.0 * mdscm.statistics(batch.clean.flatten(0, 1)), head.weight[:, width:], head.bias)
+    of_frames = F.linear(2.0 * said, head.weight[:, width:], head.bias).unflatten(0, size)
     body = reference.average_clips(of_body, batch.valid)
-    frames = reference.average_clips(of_frames.unflatten(0, size), batch.valid)
+    frames = reference.average_clips(of_frames, batch.valid)
     hard = F.one_hot(batch.labels, network.classes).to(batch.targets.dtype)
     loss = 0.5 * (module.emotion(body, batch.targets) + module.emotion(frames, hard))
-    return loss, {"speech_loss": loss, "speech_accuracy": _right(body + frames, batch.labels)}
+    parts = {"speech_loss": loss, "speech_accuracy": _right(body + frames, batch.labels)}
+    features = torch.cat((pooled, said), dim=1).unflatten(0, size)
+    return Heard(loss, parts, features, 0.5 * (of_body + of_frames))
 
 
 class Losses(NamedTuple):
@@ -177,13 +190,12 @@ class JointModule(_Module):
     def forward(self, batch: Batch, schedule: Mapping[str, float]) -> tuple[Tensor, Parts]:
         assert self.system.fusion is not None
         seen = self.adversarial.losses(batch, schedule["lambda"])
-        heard = self.system.mdscm(batch.clips)
-        of_speech, _ = speech_loss(self, self.system.mdscm, batch, heard)
+        heard = hear_speech(self, self.system.mdscm, batch)
         inputs = reference.fuse_inputs(heard.features, seen.features, heard.clip_logits, seen.clip_logits)
         fused = fused_logits(self.system.fusion, *inputs, batch.valid)
         of_fusion = self.emotion(fused, batch.targets)
         parts = {**seen.parts, "fusion_loss": of_fusion, "speech_accuracy": _right(fused, batch.labels)}
-        return seen.whole + of_speech + of_fusion, parts
+        return seen.whole + heard.loss + of_fusion, parts
 
 
 class Inputs:
@@ -220,6 +232,10 @@ class Data:
         self.faces, self.face_training = faces, list(face_training)
         self.skip_bad = skip_bad
 
+    def without_any(self) -> Data:
+        """No validation utterances: a stage on it ends with its last epoch."""
+        return Data(self.speech, self.training, (), self.front_end, self.faces, self.face_training, self.skip_bad)
+
     def with_validation(self) -> Data:
         """The validation utterances among the training ones, for a refit: their speech, and their faces where both are
         of one corpus."""
@@ -255,6 +271,11 @@ class SpeechStage:
             module = kind(system, weights, smoothing, face_weights, settings)
         self.module = module.to(processes.device)
         paired = settings.batches.paired and adversarial
+        if paired and data.faces is not None and data.faces.manifest_sha256 != data.speech.manifest_sha256:
+            raise ValueError(
+                f"stage {name}: batches.paired: expected faces of {data.speech.folder}, got those of "
+                f"{data.faces.folder}; --set batches.paired=false shows faces of other people"
+            )
         training = data.training
         if paired:
             shown = set(data.face_training)
@@ -291,7 +312,7 @@ class SpeechStage:
             return {}
         return {"lambda": reversal_lambda(step / max(1, total - 1), self.settings.adversarial)}
 
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> dict[str, Any]:
         model = {"mdscm": "mdscm", "avdal": "avdal", "joint": "fusion"}[self.name]
         return validate(self.system, model, self.data, self.settings, self.processes)
 
@@ -375,15 +396,15 @@ class FusionStage:
     def facts(self, step: int, total: int) -> dict[str, float]:
         return {}
 
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> dict[str, Any]:
         return validate(self.system, "fusion", self.data, self.settings, self.processes)
 
     def inspect(self, step: int, means: Mapping[str, float]) -> dict[str, Any]:
         return {}
 
 
-def validate(system: System, model: str, data: Data, settings: Settings, processes: Processes) -> dict[str, float]:
-    """WA, UA and loss of the validation utterances, each scored by one process; empty without any."""
+def validate(system: System, model: str, data: Data, settings: Settings, processes: Processes) -> dict[str, Any]:
+    """WA, UA, loss and confusion matrix of the validation utterances, each scored by one process; empty without any."""
     if not data.validation:
         return {}
     mine = data.validation[processes.rank :: processes.world]
@@ -398,6 +419,7 @@ def validate(system: System, model: str, data: Data, settings: Settings, process
         "validation_wa": weighted_accuracy(matrix),
         "validation_ua": unweighted_accuracy(matrix),
         "validation_loss": float(total) / len(data.validation),
+        "validation_confusion": matrix.tolist(),  # rows are the truth
     }
 
 

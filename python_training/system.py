@@ -76,7 +76,7 @@ def fused_logits(fusion: Fusion, features: Tensor, scores: Tensor, valid: Tensor
 
 
 def halves(state: Mapping[str, Tensor], network: config.MDSCM) -> dict[str, dict[str, Tensor]]:
-    """Weights of the same MDSCM answering from one of its two paths alone (``stages.speech_loss``): ``convolutions``
+    """Weights of the same MDSCM answering from one of its two paths alone (``stages.hear_speech``): ``convolutions``
     and ``statistics``; empty without a statistics path."""
     if not network.statistics:
         return {}
@@ -135,6 +135,10 @@ def score(
         values = features[i]
         if values is None:
             raise ValueError(f"{corpus.utterances[i].key}: expected speech, this utterance of {corpus.folder} has none")
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"{corpus.folder}: {corpus.utterances[i].key}: expected finite values, got NaN or infinity"
+            )
         clips[row] = utterance_clips(values, front_end, rule)
         waiting = of_length.setdefault(len(clips[row][0]), [])
         waiting.append(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -92,8 +93,14 @@ def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces:
                 kept = next((r for r in result.history if r["epoch"] == result.epoch), {})
                 scored = f", validation UA {100 * kept['validation_ua']:.1f} %" if "validation_ua" in kept else ""
                 print(f"{name}: epoch {result.epoch} of {len(result.history)} kept{scored}")
+                replaced = sum(r.get("skipped", 0) for r in result.history)
+                if replaced:
+                    print(f"  {replaced} rows: another sample stood in for a bad one")
                 for warning in result.history[-1].get("warnings", []) if result.history else []:
                     print(f"  warning: {warning}")
+            left_out = json.loads((arguments.out / "environment.json").read_text(encoding="utf-8"))["left_out"]
+            for sentence in left_out:
+                print(f"left out: {sentence}")
             card = {
                 "data": {"corpus": speech.name, "manifest_sha256": speech.manifest_sha256},
                 "protocol": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -23,14 +24,17 @@ from small_corpus import TINY
 
 import avser_fast
 from avser_fast import reference
-from avser_fast.errors import ConfigError
+from avser_fast.errors import AvserError, ConfigError
 from avser_fast.ops import backends
-from python_training import loop
+from python_training import loop, metrics
 from python_training.__main__ import main
 from python_training.data import PreparedCorpus
+from python_training.data.augment import Augmentation
 from python_training.data.batches import SampleError, Samples
 from python_training.distributed import Processes
 from python_training.health import linear_probe, warnings_of
+from python_training.html_report import write_report
+from python_training.log import RunLog
 from python_training.loop import Stop, Stopped, TrainingError
 from python_training.losses import class_weights, domain_loss, emotion_loss, learning_rate, reversal_lambda
 from python_training.run import Division, Options, shown_faces, train_stages, write_models
@@ -108,6 +112,14 @@ def test_a_run_writes_down_what_it_did(whole: tuple[System, Path, dict[str, Any]
     assert all(
         0 <= e["probe_accuracy"] <= 1 and e["gradient_ratio"] > 0 for e in epochs if e["stage"] in ("avdal", "joint")
     )
+    validated = json.loads((folder / "validation.json").read_text())
+    assert validated["labels"] == list(artificial.labels) and list(validated["stages"]) == ALL
+    for stage, entry in validated["stages"].items():
+        (picked,) = (e for e in epochs if e["stage"] == stage and e["epoch"] == entry["epoch"])
+        matrix = np.array(entry["confusion"])
+        assert metrics.unweighted_accuracy(matrix) == picked["validation_ua"]
+    page = write_report(folder).read_text()
+    assert page.count('class="matrix"') == 4 and "of the validation speakers" in page and "class 0" not in page
     kept = np.load(folder / "embeddings.npz")
     assert set(kept) == {f"{d}_{w}" for d in ("speech", "face") for w in ("before", "after", "labels")}
     assert len(kept["speech_before"]) == len(kept["speech_labels"]) == 15
@@ -243,7 +255,64 @@ def test_a_refit_sees_the_validation_utterances(
         assert speech == faces == expected
 
 
+def test_fusion_picks_among_networks_that_have_not_heard_the_validation_utterances(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path
+) -> None:
+    """Whoever refits: every stage picks as if nobody did, then those that refit and fusion are trained again."""
+    again = dataclasses.replace(settings, optimisation=dataclasses.replace(settings.optimisation, refit=True))
+    stages = ["mdscm", "avdal", "fusion"]
+    plain, picked = run(settings, artificial, tmp_path / "plain", stages)
+    system, fitted = run(again, artificial, tmp_path / "refit", stages)
+    assert {n: f.history for n, f in fitted.items()} == {n: f.history for n, f in picked.items()}
+    parts = {"mdscm": True, "avre": False, "fusion": True}
+    for name, changes in parts.items():
+        pairs = zip(getattr(system, name).state_dict().values(), getattr(plain, name).state_dict().values())
+        assert any(not torch.equal(a, b) for a, b in pairs) == changes, name
+
+
+def test_joint_training_hears_the_statistics_of_clean_clips(settings: Settings, artificial: PreparedCorpus) -> None:
+    network = dataclasses.replace(settings.network, statistics=8)
+    heard = dataclasses.replace(settings, network=network, augmentation=Augmentation(time_mask=20))
+    parts = division(artificial)
+    system, spec = System(heard), measured_front_end(artificial, parts.training, heard)
+    data = Data(artificial, parts.training, parts.validation, spec, artificial, parts.faces)
+    stage = stage_of("joint", system, heard, data, Processes(), 3)
+    (batch,) = stage.batches(0, 1)
+    assert not torch.equal(batch.clips, batch.clean)
+    given, runs = [], []
+    assert system.mdscm.statistics is not None
+    system.mdscm.statistics.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    system.mdscm.body.register_forward_pre_hook(lambda _, inputs: runs.append(inputs[0]))
+    stage.module(batch, {"lambda": 0.5})
+    assert len(runs) == 1 and len(given) == 1 and torch.equal(given[0], batch.clean.flatten(0, 1))
+
+
+def test_paired_faces_of_another_corpus_are_refused_before_anything_is_trained(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(artificial.folder, other)
+    manifest, header = other / "manifest.jsonl", other / "corpus.json"
+    manifest.write_bytes(manifest.read_bytes() + b"\n")
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    header.write_text(header.read_text().replace(artificial.manifest_sha256, digest))
+    paired = dataclasses.replace(settings, batches=dataclasses.replace(settings.batches, paired=True))
+    parts, faces = division(artificial), PreparedCorpus(other)
+    with pytest.raises(ValueError, match="stage avdal: batches.paired: expected faces of .*, got those of .*other"):
+        train_stages(paired, artificial, parts, ["mdscm", "avdal"], tmp_path / "run", faces=faces)
+    assert not list((tmp_path / "run").glob("*.pt"))
+
+
 # Interruptions
+
+
+def test_a_damaged_checkpoint_of_a_stage_is_named(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path
+) -> None:
+    run(settings, artificial, tmp_path, ["mdscm"])
+    (tmp_path / "mdscm.pt").write_bytes((tmp_path / "mdscm.pt").read_bytes()[:500])
+    with pytest.raises(ValueError, match="mdscm.pt: expected the checkpoint of a finished stage, got one that is dam"):
+        run(settings, artificial, tmp_path, ["mdscm"], resume=True)
 
 
 def test_stopped_at_any_step_and_resumed_to_the_same_numbers(
@@ -354,7 +423,7 @@ def test_a_full_disk_is_named(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loop.torch, "save", full)
+    monkeypatch.setattr(loop, "write_bytes", full)
     with pytest.raises(
         TrainingError, match="checkpoint-mdscm.pt: expected to write a checkpoint, got an error .No space"
     ):
@@ -394,6 +463,36 @@ def test_bad_samples_are_named_or_counted(
             options = {"skip_bad": True, "resume": True, "stop": stop, "progress": progress}
             run(settings, artificial, tmp_path / "c", ["mdscm"], **options)
     assert [e["skipped"] for e in read_lines(tmp_path / "c" / "epochs.jsonl")] == counted
+
+
+def test_stored_speech_that_is_not_finite_is_named_or_left_out(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By everything that reads it: the front end's measurement, fusion, validation, the probe."""
+    parts = division(artificial)
+    bad = {parts.training[1], parts.validation[0]}
+    original = PreparedCorpus.features
+
+    def features(self: PreparedCorpus, *arguments: Any) -> list[np.ndarray | None]:
+        known = original(self, *arguments)
+        return [np.full_like(v, np.nan) if i in bad and v is not None else v for i, v in enumerate(known)]
+
+    monkeypatch.setattr(PreparedCorpus, "features", features)
+    key = artificial.utterances[parts.training[1]].key
+    with pytest.raises(SampleError, match=f"{key}: expected finite values, got NaN or infinity"):
+        run(settings, artificial, tmp_path / "a", ["mdscm", "avdal", "fusion"])
+    _, fitted = run(settings, artificial, tmp_path / "b", ["mdscm", "avdal", "fusion"], skip_bad=True)
+    assert all(0 <= f.history[-1]["validation_ua"] <= 1 for f in fitted.values())
+    named = json.loads((tmp_path / "b" / "environment.json").read_text())["left_out"]
+    assert len(named) == 2 and key in named[0]
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(AvserError, match="log.jsonl: expected to write the log, got an error"):
+        RunLog(tmp_path).step([{"stage": "mdscm", "step": 1}])
+    with pytest.raises(ValueError, match="every: expected at least 1 step"):
+        Options(every=0)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(settings: Settings, artificial: PreparedCorpus, tmp_path: Path) -> None:

@@ -74,6 +74,25 @@ def test_wrong_recipes_are_named(tmp_path: Path) -> None:
         load_settings("mdscm-small", {"optimisation.optimizer": "lion"})
 
 
+@pytest.mark.parametrize(
+    "key, value, expected",
+    [
+        ("optimisation.refit", "False", "optimisation.refit: expected true or false, got 'False'"),
+        ("batches.crops", "no", "batches.crops: expected true or false, got 'no'"),
+        ("batches.workers", "two", "batches.workers: expected a whole number, got 'two'"),
+        ("optimisation.epochs", True, "optimisation.epochs: expected a whole number, got True"),
+        ("network.stem", 4, "network.stem: expected a list of whole numbers, got 4"),
+        ("network.stem", ["a"], r"network.stem: expected a list of whole numbers, got \['a'\]"),
+        ("encoder.domain_hidden", 8, "encoder.domain_hidden: expected a list of whole numbers, got 8"),
+        ("adversarial.lam", float("nan"), "adversarial.lam: expected a number, got nan"),
+        ("augmentation.nonsense", 1, r"\[augmentation\]: expected some of .*mixup.*, got nonsense"),
+    ],
+)
+def test_a_value_of_another_type_is_named(key: str, value: object, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load_settings("avdal-small", {key: value})
+
+
 def test_learning_rate(settings: Settings) -> None:
     rates = [learning_rate(s, 10, settings.optimisation) for s in range(30)]
     assert rates[9] == pytest.approx(settings.optimisation.lr) and max(rates) <= settings.optimisation.lr

@@ -168,6 +168,31 @@ class SampleError(ValueError):
     """A sample cannot be used; the message names it."""
 
 
+def bad_speech(corpus: PreparedCorpus, chosen: Sequence[int], front_end: FrontEnd) -> dict[int, SampleError]:
+    """What is wrong with the stored features of those of ``chosen`` that cannot be read or are not finite."""
+    bad = {}
+    features = corpus.features(front_end)
+    for item in chosen:
+        try:
+            values = features[item]
+            finite = values is None or bool(np.isfinite(values).all())
+        except Exception as error:  # whatever a damaged file leads to: which sample it was is the point
+            bad[item] = _unreadable(corpus, item, error)
+            continue
+        if not finite:
+            bad[item] = _not_finite(corpus, item)
+    return bad
+
+
+def _unreadable(corpus: PreparedCorpus, item: int, error: Exception) -> SampleError:
+    what = f"{corpus.folder}: {corpus.utterances[item].key}"
+    return SampleError(f"{what}: expected a sample that can be read, got {type(error).__name__}: {error}")
+
+
+def _not_finite(corpus: PreparedCorpus, item: int) -> SampleError:
+    return SampleError(f"{corpus.folder}: {corpus.utterances[item].key}: expected finite values, got NaN or infinity")
+
+
 class Samples(Dataset[tuple[_Half, ...]]):
     """From a row of a plan to what a network sees.
 
@@ -258,15 +283,12 @@ class Samples(Dataset[tuple[_Half, ...]]):
     def _made(
         corpus: PreparedCorpus, make: _Make, item: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        name = f"{corpus.folder}: {corpus.utterances[item].key}"
         try:
             values, valid, clean = make(item, rng)
-        except Exception as error:  # whatever a damaged file leads to: which sample it was is the point
-            raise SampleError(
-                f"{name}: expected a sample that can be read, got {type(error).__name__}: {error}"
-            ) from error
+        except Exception as error:  # as above
+            raise _unreadable(corpus, item, error) from error
         if not np.isfinite(values).all():
-            raise SampleError(f"{name}: expected finite values, got NaN or infinity")
+            raise _not_finite(corpus, item)
         return values, valid, clean
 
     def _clips(self, item: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
