@@ -88,7 +88,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
             jobs=arguments.jobs,
             progress=Bars(stack, arguments.quiet, "step"),
         )
-    print(show(summary, f"{settings.name} on {speech.name}", speech.name))
+    on, where = f"on {speech.name}", speech.name
+    if target is not None:
+        on, where = f"trained on {speech.name}, tested on {target.name}", f"{speech.name}, tested on {target.name}"
+    print(show(summary, f"{settings.name} {on}", where))
     print(f"\nwrote {arguments.out / 'report.html'}")
     return 0
 

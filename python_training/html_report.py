@@ -313,6 +313,7 @@ def _results(evaluations: Sequence[dict[str, Any]], banner: str) -> str:
             parts.append(f"<h3>{_text(summary['protocol'])}</h3>")
         else:
             parts.append(f"<p>Protocol: {_text(summary['protocol'])}.</p>")
+        parts += [f"<p>{_text(line)}.</p>" for line in (summary["leakage"], *summary["notes"]) if line]
         if summary["missing"]:
             parts.append(_missing(f"Not complete yet, rates are of what is there: {'; '.join(summary['missing'])}."))
         rows = []

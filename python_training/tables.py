@@ -64,6 +64,8 @@ def ablation_table(summary: dict[str, Any], corpus_name: str) -> str:
     lines = [f"{corpus_name}, {summary['protocol']}, {_seeds(summary)}; {_drawn(summary)}."]
     if summary["leakage"]:
         lines += ["", f"**{_sentence(summary['leakage'])}**"]
+    if summary["notes"]:
+        lines += ["", _sentence("; ".join(summary["notes"]))]
     recall_heads = " | ".join(f"recall {label} %" for label in labels)
     lines += ["", f"| model | WA % | UA % | interval | {recall_heads} |", "|" + "---|" * (4 + len(labels))]
     for model, row in summary["models"].items():
@@ -93,6 +95,7 @@ def text_report(summary: dict[str, Any], title: str) -> str:
     lines = [title, f"protocol {summary['protocol']}, {_seeds(summary)}; {_drawn(summary)}"]
     if summary["leakage"]:
         lines.append(summary["leakage"])
+    lines += summary["notes"]
     for model, row in summary["models"].items():
         low, high = row["interval"]
         lines += ["", MODELS.get(model, model)]

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from .data.corpus import Utterance
+from .data.prepared import PreparedCorpus
 from .progress import Bars
 from .settings import STAGES, Settings
 
@@ -41,13 +41,14 @@ def stages_of(given: Sequence[str] | None, settings: Settings) -> list[str]:
     return ["mdscm"] if settings.encoder is None else ["mdscm", "avdal", "fusion"]
 
 
-def held_out(utterances: Sequence[Utterance], names: Sequence[str]) -> list[int]:
-    """Items of the named speakers; ValueError naming one that nobody has."""
-    known = {u.speaker for u in utterances}
+def held_out(corpus: PreparedCorpus, names: Sequence[str]) -> list[int]:
+    """Items of the named speakers; ValueError naming one without speech."""
+    known = {corpus.utterances[i].speaker for i in corpus.with_speech}
     for name in names:
         if name not in known:
-            raise ValueError(f"--validation: expected speakers out of {', '.join(sorted(known))}, got {name}")
-    return [i for i, u in enumerate(utterances) if u.speaker in names]
+            silent = f"{name}, who has no speech" if name in corpus.speakers else name
+            raise ValueError(f"--validation: expected speakers out of {', '.join(sorted(known))}, got {silent}")
+    return [i for i, u in enumerate(corpus.utterances) if u.speaker in names]
 
 
 def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces: Any, options: Any) -> int:
@@ -59,9 +60,10 @@ def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces:
 
     stages = stages_of(arguments.stages, settings)
     utterances = speech.utterances
-    validation = held_out(utterances, arguments.validation)
-    training = sorted(set(speech.with_speech) - set(validation))
-    division = Division(training, validation, shown_faces(faces, speech, validation, training))
+    held = held_out(speech, arguments.validation)
+    validation = sorted(set(speech.with_speech) & set(held))
+    training = sorted(set(speech.with_speech) - set(held))
+    division = Division(training, validation, shown_faces(faces, speech, held, training))
     with ExitStack() as stack:
         joined = stack.enter_context(processes(arguments.device))
         stop = stack.enter_context(stop_on_sigterm())

@@ -39,6 +39,12 @@ def pair(text: str) -> tuple[str, str]:
     return name, target
 
 
+def corpus_name(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"expected a name of printable characters, got {text!r}")
+    return text.strip()
+
+
 def add_parsers(commands: Any) -> None:
     """Add ``prepare`` and ``synthesize`` to the subcommands of a parser."""
     command = commands.add_parser(
@@ -54,6 +60,12 @@ def add_parsers(commands: Any) -> None:
     command.add_argument("root", type=Path, metavar="ROOT", help="where the corpus is")
     command.add_argument(
         "out", type=Path, metavar="OUT", help="folder to write; what is there already is not made again"
+    )
+    command.add_argument(
+        "--name",
+        type=corpus_name,
+        help="what a manifest's corpus is called (default: as its file, without the suffix); speakers of one name in "
+        "corpora of one name are the same people",
     )
     command.add_argument(
         "--labels", type=_names, default=LABELS, metavar="A,B", help=f"classes in order (default: {','.join(LABELS)})"
@@ -147,9 +159,13 @@ def run_prepare(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--no-faces: expected no other option about faces, got --{given[0].replace('_', '-')}")
     if "boxes" in given and "face_clips" in given:
         raise ValueError("--face-clips: expected no --boxes, because these faces are cropped already, got both")
+    if arguments.name is not None and arguments.corpus != "manifest":
+        raise ValueError(f"--name: expected the corpus manifest, got {arguments.corpus}, which has a name")
     detector = None if arguments.detector is None else _detector(arguments.detector)
     front_ends = [load_settings(name).front_end.front_end() for name in arguments.config or ["mdscm-small"]]
     corpus = _with_faces(read_corpus(arguments.corpus, arguments.root, _classes(arguments)), arguments)
+    if arguments.name is not None:
+        corpus = dataclasses.replace(corpus, name=arguments.name)
     if arguments.strict and corpus.faults:
         first = corpus.faults[0]
         raise ValueError(f"--strict: expected a corpus without faults, found {len(corpus.faults)}; the first: {first}")
