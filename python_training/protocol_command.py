@@ -181,13 +181,13 @@ def _overlap(speech: PreparedCorpus, target: PreparedCorpus, labels: Mapping[int
     rows = [i for i in target.with_speech if target.utterances[i].label in labels]
     twice = [i for i in rows if any(digest in learnt for digest in target.recordings(i))]
     if twice:
-        key = target.utterances[twice[0]].key
+        key, share = target.utterances[twice[0]].key, f"{len(twice)} of {len(rows)}"
         digest = next(digest for digest in target.recordings(twice[0]) if digest in learnt)
         return (
-            f"{CROSS_CORPUS}: expected recordings that are not in {speech.folder}, got {len(twice)} of {len(rows)} that "
-            f"are trained on; the first is {key}, there {learnt[digest]}",
-            f"NOT speaker-independent: recordings of {len(twice)} of {len(rows)} tested utterances are also in training "
-            f"(protocol {CROSS_CORPUS})",
+            f"{CROSS_CORPUS}: expected recordings that are not in {speech.folder}, got {share} that are trained on; the "
+            f"first is {key}, there {learnt[digest]}",
+            f"NOT speaker-independent: recordings of {share} tested utterances are also in training (protocol "
+            f"{CROSS_CORPUS})",
         )
     tested = {target.utterances[i].speaker for i in rows}
     shared = sorted(tested & {"", *(u.speaker for u in _spoken(speech))})

@@ -147,7 +147,7 @@ def precision_table(precisions: Mapping[str, Any] | None) -> str:
 
 
 def compare_table(comparison: Mapping[str, Any]) -> str:
-    """``comparison.compare`` as a Markdown table."""
+    """``comparison.compare`` as a Markdown table, and under it the protocol of every run and what it says of itself."""
     lines = [
         "| settings | seeds | WA % | UA % | UA of each seed | UA of validation speakers |",
         "|---|---|---|---|---|---|",
@@ -163,4 +163,14 @@ def compare_table(comparison: Mapping[str, Any]) -> str:
             f"| {name} | {len(row['per_seed'])} | {row['wa']['mean']:.1f} | {row['ua']['mean']:.1f} | {each} "
             f"| {validation} |"
         )
+    protocols = {name: summary["protocol"] for name, summary in comparison["runs"].items()}
+    if len(set(protocols.values())) == 1:
+        lines += ["", f"Protocol: {next(iter(protocols.values()))}."]
+    else:
+        lines += ["", f"Protocols: {'; '.join(f'{name} {protocol}' for name, protocol in protocols.items())}."]
+    for name, summary in comparison["runs"].items():
+        if summary["leakage"]:
+            lines += ["", f"**{name}: {summary['leakage']}.**"]
+        if summary["notes"]:
+            lines += ["", f"{name}: {'; '.join(summary['notes'])}."]
     return "\n".join(lines)

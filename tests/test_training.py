@@ -273,6 +273,15 @@ def test_command_line_trains_evaluates_and_labels_leakage(
     )
     kept = next((tmp_path / "loso" / "evaluation").glob("*.json"))
     text = kept.read_text()
+    assert "never heard the speaker under test" in page and "on the speaker they never heard" in page
+    kept.write_text(json.dumps(json.loads(text) | {"shares_speakers": True, "leakage": "NOT speaker-independent: 03"}))
+    assert main(["release", *common, "--out", str(model), "--evaluation", str(tmp_path / "loso")]) == 0
+    page = (tmp_path / "m.md").read_text()
+    assert "NOT speaker-independent: 03: no figure here holds for" in page and "**loso: NOT speaker-ind" in page
+    assert "never heard" not in page
+    kept.write_text(text.replace('"mdscm"', '"avdal"'))
+    assert main(["release", *common, "--out", str(model), "--evaluation", str(tmp_path / "loso")]) == 1
+    assert "expected an evaluation with mdscm in every fold, got one without" in capsys.readouterr().err
     kept.write_text(text.replace('"keys": ["', '"keys": ["x'))
     assert main(["release", *common, "--out", str(model), "--evaluation", str(tmp_path / "loso")]) == 1
     assert "got 1 utterances that are not in it with that label (the first is x" in capsys.readouterr().err
