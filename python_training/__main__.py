@@ -61,23 +61,26 @@ def _prepared(arguments: argparse.Namespace) -> Any:
 def evaluate(arguments: argparse.Namespace) -> int:
     """Every fold of a protocol with the given settings, or a saved model on the corpus."""
     from .data import PreparedCorpus
-    from .protocol_command import evaluate_protocol, show
+    from .protocol_command import evaluate_protocol
     from .protocols import CROSS_CORPUS
     from .settings import load_settings
+    from .tables import show
     from .train_command import stages_of
 
+    _together(arguments)
     if arguments.model is not None:
         return _evaluate_model(arguments)
     settings = load_settings(arguments.config, _overrides(arguments.set))
     speech = _prepared(arguments)
+    out = arguments.out or Path("runs/evaluate")
     target = None if arguments.test_dataset is None else PreparedCorpus(arguments.test_dataset)
     with ExitStack() as stack:
         summary = evaluate_protocol(
             settings,
             speech,
-            arguments.out,
-            protocol=CROSS_CORPUS if target is not None else arguments.protocol,
-            seeds=arguments.seeds,
+            out,
+            protocol=CROSS_CORPUS if target is not None else arguments.protocol or SPEAKER,
+            seeds=arguments.seeds or [0],
             stages=stages_of(arguments.stages, settings),
             faces=_faces(arguments, settings, speech),
             target=target,
@@ -92,7 +95,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if target is not None:
         on, where = f"trained on {speech.name}, tested on {target.name}", f"{speech.name}, tested on {target.name}"
     print(show(summary, f"{settings.name} {on}", where))
-    print(f"\nwrote {arguments.out / 'report.html'}")
+    print(f"\nwrote {out / 'report.html'}")
     return 0
 
 
@@ -112,40 +115,41 @@ def _faces(arguments: argparse.Namespace, settings: Any, speech: Any) -> Any:
     return speech if arguments.faces is None else PreparedCorpus(arguments.faces)
 
 
+def _together(arguments: argparse.Namespace) -> None:
+    """End with a usage error where options of `evaluate` would be ignored beside others."""
+
+    def given(*names: str) -> list[str]:
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]
+
+    refused = given("test_dataset", "protocol", "seeds", "stages", "faces", "allow_leakage")
+    if arguments.model is not None and refused:
+        arguments.usage(f"{refused[0]}: expected no --model, which trains nothing and is tested on --dataset, got both")
+    if arguments.test_dataset is not None and arguments.protocol is not None:
+        arguments.usage("--protocol: expected no --test-dataset, which is tested as a whole, got both")
+    if arguments.map and arguments.model is None and arguments.test_dataset is None:
+        arguments.usage("--map: expected --test-dataset or --model, whose test has other labels, got neither")
+
+
 def _evaluate_model(arguments: argparse.Namespace) -> int:
     import avser_fast
 
-    from .metrics import confusion_matrix, unweighted_accuracy, weighted_accuracy
+    from .run_folder import write_json
+    from .saved_model import evaluate_saved
+    from .tables import show
 
+    if arguments.out is not None and (arguments.out / "settings.json").exists():
+        raise AvserError(f"{arguments.out}: expected a folder of no other run, got one that has settings.json")
     recognizer = avser_fast.load(arguments.model)
-    labels = list(recognizer.info()["labels"])
-    corpus = _prepared(arguments)
-    if set(labels) != set(corpus.labels):
-        raise AvserError(
-            f"{arguments.model}: expected a model of the classes {', '.join(corpus.labels)}, got {', '.join(labels)}"
-        )
-    utterances = [corpus.utterances[i] for i in corpus.with_speech]
-    results = []
+    corpus, name = _prepared(arguments), Path(arguments.model).stem
     with ExitStack() as stack:
         bars = Bars(stack, arguments.quiet, "utterance")
-        for i in corpus.with_speech:
-            results += recognizer.infer([corpus.item(i)])
-            bars(str(arguments.model), len(results), len(utterances))
-    truth = [u.label for u in utterances]
-    matrix = confusion_matrix(truth, [corpus.labels.index(r.label) for r in results], len(corpus.labels))
-    print(f"{arguments.model} on {arguments.dataset}: {len(utterances)} utterances")
-    print(f"WA {100 * weighted_accuracy(matrix):.1f} %   UA {100 * unweighted_accuracy(matrix):.1f} %")
-    protocol = recognizer.info().get("protocol") or {}
-    trained_on = set(protocol.get("training_speakers", []))
-    picked_on = set(protocol.get("validation_speakers", [])) - trained_on
-    seen = sorted(trained_on & {u.speaker for u in utterances})
-    if seen:
-        print(f"NOT speaker-independent: the model was trained on the speakers {', '.join(seen)}.")
-    picked = sorted(picked_on & {u.speaker for u in utterances})
-    if picked:
-        print(f"NOT independent of these speakers: the model's epochs were picked on {', '.join(picked)}.")
-    if not trained_on:
-        print("The model file does not say on which speakers it was trained: this may not be speaker-independent.")
+        summary = evaluate_saved(recognizer, corpus, name, dict(arguments.map), bars)
+    on = f"{name} on {corpus.name}"
+    print(show(summary, on, on))
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        write_json(summary, arguments.out / "summary.json")
+        print(f"\nwrote {arguments.out / 'summary.json'}")
     return 0
 
 
@@ -174,8 +178,9 @@ def reproduce(arguments: argparse.Namespace) -> int:
     from .data.boxes import Boxes, with_boxes, with_face_clips
     from .data.faces import parse_detector
     from .data.report import report_text
-    from .protocol_command import evaluate_protocol, show
+    from .protocol_command import evaluate_protocol
     from .settings import load_settings
+    from .tables import show
     from .train_command import stages_of
 
     settings = load_settings(arguments.config, _overrides(arguments.set))
@@ -291,14 +296,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--compared", nargs="+", type=Path, default=[], help="other runs that the card should list")
     command.add_argument("--out", type=Path, required=True, help="model file to write (.safetensors)")
     command = common("evaluate", evaluate)
-    command.add_argument("--seeds", type=_seeds, default=[0], help="comma-separated (default: 0)")
+    command.set_defaults(usage=command.error)
+    command.add_argument("--seeds", type=_seeds, help="comma-separated (default: 0)")
     command.add_argument("--jobs", type=count, default=1, help="folds side by side, one thread each")
-    command.add_argument("--out", type=Path, default=Path("runs/evaluate"), help="folder of the folds' results")
+    command.add_argument(
+        "--out", type=Path, help="folder of the results (default: runs/evaluate; with --model none are written)"
+    )
     command.add_argument("--model", help="score this model file or shipped model instead of training folds")
     add_stage_options(command)
-    command.add_argument(
-        "--protocol", choices=PROTOCOLS, default=SPEAKER, help="who is tested by whom (default: %(default)s)"
-    )
+    command.add_argument("--protocol", choices=PROTOCOLS, help=f"who is tested by whom (default: {SPEAKER})")
     command.add_argument("--test-dataset", type=Path, metavar="DIR", help="test on another prepared corpus instead")
     command.add_argument(
         "--map",

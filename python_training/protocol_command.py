@@ -28,7 +28,7 @@ from avser_fast.config import ModelSpec
 from .data.corpus import Utterance
 from .data.prepared import PreparedCorpus
 from .distributed import Processes
-from .evaluation import MODELS, Fold, fold_path, fold_result, read_folds, summarize, write_fold
+from .evaluation import Fold, fold_path, fold_result, read_folds, summarize, write_fold
 from .html_report import write_report
 from .loop import TrainingError
 from .precisions import heard_clips, low_precisions
@@ -37,7 +37,6 @@ from .run import Division, Options, check_stages, environment, shown_faces, taug
 from .run_folder import write_json
 from .settings import Settings
 from .system import System, halves, score
-from .tables import ablation_table, precision_table, text_report
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
 
@@ -184,8 +183,8 @@ def _overlap(speech: PreparedCorpus, target: PreparedCorpus, labels: Mapping[int
         key, share = target.utterances[twice[0]].key, f"{len(twice)} of {len(rows)}"
         digest = next(digest for digest in target.recordings(twice[0]) if digest in learnt)
         return (
-            f"{CROSS_CORPUS}: expected recordings that are not in {speech.folder}, got {share} that are trained on; the "
-            f"first is {key}, there {learnt[digest]}",
+            f"{CROSS_CORPUS}: expected recordings that are not in {speech.folder}, got {share} that are trained on; "
+            f"the first is {key}, there {learnt[digest]}",
             f"NOT speaker-independent: recordings of {share} tested utterances are also in training (protocol "
             f"{CROSS_CORPUS})",
         )
@@ -360,12 +359,3 @@ def evaluate_protocol(
             shutil.copyfile(first / name, out / name)
     write_report(out)
     return summary
-
-
-def show(summary: dict[str, Any], title: str, corpus_name: str) -> str:
-    """The summary for a terminal, with the table of the ablation."""
-    parts = [text_report(summary, title), ablation_table(summary, corpus_name)]
-    for model, row in summary["models"].items():
-        if row["precisions"]:
-            parts.append(f"{MODELS[model]} in each precision:\n\n{precision_table(row['precisions'])}")
-    return "\n\n".join(parts)

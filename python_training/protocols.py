@@ -18,6 +18,8 @@ RANDOM, SESSION, SPEAKER = "random-80-20", "leave-one-session-out", "leave-one-s
 PROTOCOLS = (RANDOM, SESSION, SPEAKER)
 #: Train on one corpus, test on another: made by ``cross_corpus``.
 CROSS_CORPUS = "cross-corpus"
+#: A model that was trained before, on all of a corpus: made by ``saved_model.py``.
+SAVED = "saved-model"
 
 #: Seed of the published code; seed k of random-80-20 is this plus k.
 PUBLISHED_SEED = 6990
@@ -181,7 +183,7 @@ def leakage_label(split: Split, utterances: Sequence[Utterance]) -> str:
 
     ``utterances`` are those that the split was made of, for cross-corpus the source's.
     """
-    if split.protocol == CROSS_CORPUS:
+    if split.protocol in (CROSS_CORPUS, SAVED):
         return split.leakage
     tested = _speakers(utterances, split.test)
     for part, what in ((split.training, "training"), (split.validation, "validation")):

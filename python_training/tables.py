@@ -146,6 +146,15 @@ def precision_table(precisions: Mapping[str, Any] | None) -> str:
     return "\n".join([*lines, "", f"Seeds: {', '.join(map(str, first['seeds']))}."])
 
 
+def show(summary: dict[str, Any], title: str, corpus_name: str) -> str:
+    """The summary for a terminal, with the table of the ablation."""
+    parts = [text_report(summary, title), ablation_table(summary, corpus_name)]
+    for model, row in summary["models"].items():
+        if row["precisions"]:
+            parts.append(f"{MODELS[model]} in each precision:\n\n{precision_table(row['precisions'])}")
+    return "\n\n".join(parts)
+
+
 def compare_table(comparison: Mapping[str, Any]) -> str:
     """``comparison.compare`` as a Markdown table, and under it the protocol of every run and what it says of itself."""
     lines = [

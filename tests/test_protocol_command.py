@@ -29,8 +29,9 @@ from python_training.data.corpus import LABELS
 from python_training.data.manifest import entry_of
 from python_training.data.synthetic import write_iemocap
 from python_training.evaluation import read_folds
-from python_training.protocol_command import evaluate_protocol, show
+from python_training.protocol_command import evaluate_protocol
 from python_training.settings import Settings, load_settings
+from python_training.tables import show
 
 pytestmark = pytest.mark.skipif(backends.INTERPRETED, reason="minutes in the interpreter")
 ROOT = Path(__file__).resolve().parents[1]
