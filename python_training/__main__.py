@@ -13,7 +13,7 @@ from typing import Any
 
 from avser_fast.errors import AvserError
 
-from .data.command import add_parsers, count, pair
+from .data.command import add_parsers, count, named_detector, pair, whole_number
 from .data.shipped import FOLDER, SHIPPED
 from .progress import Bars
 from .protocols import PROTOCOLS, SPEAKER
@@ -39,9 +39,18 @@ def _overrides(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _seeds(text: str) -> list[int]:
     try:
-        return list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected whole numbers separated by commas, got {text!r}") from None
+        return list(dict.fromkeys(whole_number(part.strip()) for part in text.split(",")))
+    except argparse.ArgumentTypeError:
+        message = f"expected whole numbers of at least 0 separated by commas, got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def _protocols(text: str) -> list[str]:
+    names = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in PROTOCOLS:
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(PROTOCOLS)}, got {name!r}")
+    return names
 
 
 def _prepared(arguments: argparse.Namespace) -> Any:
@@ -176,7 +185,6 @@ def reproduce(arguments: argparse.Namespace) -> int:
     """Prepare IEMOCAP, train all stages under each protocol, and print the paper's table beside the published one."""
     from .data import PreparedCorpus, prepare, read_corpus
     from .data.boxes import Boxes, with_boxes, with_face_clips
-    from .data.faces import parse_detector
     from .data.report import report_text
     from .protocol_command import evaluate_protocol
     from .settings import load_settings
@@ -189,7 +197,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
         corpus = with_face_clips(corpus, arguments.face_clips)
     elif arguments.boxes is not None:
         corpus = with_boxes(corpus, Boxes.read(arguments.boxes), detect=arguments.detector is not None)
-    detector = None if arguments.detector is None else (arguments.detector, parse_detector(arguments.detector))
+    detector = None if arguments.detector is None else named_detector(arguments.detector)
     folder = arguments.out / "prepared"
     with ExitStack() as stack:
         prepared = prepare(corpus, folder, detector=detector, progress=Bars(stack, arguments.quiet))
@@ -197,7 +205,8 @@ def reproduce(arguments: argparse.Namespace) -> int:
     speech = PreparedCorpus(folder)
     stages = stages_of(arguments.stages, settings)
     # A tree that is not the release must not stand beside figures of the release.
-    whole = not any(f.kind in ("wrong-totals", "missing-wav", "bad-label") for f in prepared.faults)
+    partial = ("wrong-totals", "missing-wav", "bad-label", "unreadable-audio")
+    whole = not any(f.kind in partial for f in prepared.faults)
     name = "iemocap" if whole else "iemocap (not the whole release)"
     for protocol in arguments.protocols:
         with ExitStack() as stack:
@@ -270,14 +279,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one setting"
         )
-        command.add_argument("--threads", type=int, default=None, help="threads of torch (default: torch's own choice)")
+        command.add_argument(
+            "--threads", type=count, default=None, help="threads of torch (default: torch's own choice)"
+        )
         command.add_argument("--quiet", action="store_true", help="no progress bar")
         return command
 
     add_parsers(commands)
     command = common("train", train)
     add_stage_options(command)
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=whole_number, default=0)
     command.add_argument(
         "--validation",
         type=lambda text: text.split(","),
@@ -288,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--resume", action="store_true", help="go on where an interrupted run was")
     command.add_argument("--out", type=Path, required=True, help="folder of the run")
     command = common("release", release)
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=whole_number, default=0)
     command.add_argument(
         "--epochs", type=count, help="stop after so many epochs (default: the evaluation's median, else all)"
     )
@@ -330,12 +341,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seeds", type=_seeds, default=[0], help="comma-separated (default: 0)")
     command.add_argument(
         "--protocols",
-        type=lambda text: text.split(","),
+        type=_protocols,
         default=list(PROTOCOLS),
         help=f"default: {','.join(PROTOCOLS)}",
     )
     command.add_argument("--jobs", type=count, default=1, help="folds side by side, one thread each")
-    command.add_argument("--threads", type=int, default=None, help="threads of torch (default: torch's own choice)")
+    command.add_argument("--threads", type=count, default=None, help="threads of torch (default: torch's own choice)")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     add_stage_options(command)
     command = commands.add_parser("page", help=page.__doc__, description=page.__doc__)
@@ -356,16 +367,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         torch.set_num_threads(arguments.threads)
     try:
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()  # here a closed pipe is still caught
+        return code
+    except BrokenPipeError:  # an OSError, but nobody is left who would read it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (AvserError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from .data.command import count
 from .data.prepared import PreparedCorpus
 from .progress import Bars
 from .settings import STAGES, Settings
@@ -27,7 +28,9 @@ def add_stage_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--backend", default="auto", help="auto, reference, cpu or triton: who computes the networks")
     command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    command.add_argument("--every", type=int, default=200, metavar="N", help="checkpoint every N steps (default: 200)")
+    command.add_argument(
+        "--every", type=count, default=200, metavar="N", help="checkpoint every N steps (default: 200)"
+    )
     command.add_argument(
         "--skip-bad-samples", action="store_true", help="another sample stands in for one that cannot be used; counted"
     )

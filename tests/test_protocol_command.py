@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from small_corpus import TINY
 
 import avser_fast
 from avser_fast.ops import backends
-from python_training import protocol_command
+from python_training import data, protocol_command
 from python_training.__main__ import main
 from python_training.data import PreparedCorpus, prepare, read_corpus
 from python_training.data.boxes import Boxes, with_boxes
@@ -400,6 +401,35 @@ def test_reproduce_on_an_artificial_tree(tmp_path: Path, capsys: pytest.CaptureF
     assert "counts that are not the release's" in printed
     assert printed.count("on iemocap (not the whole release)") == 2 and "NOT speaker-independent" in printed
     assert "73.22" not in printed, "figures of the release beside those of another tree"
+
+
+def test_reproduce_of_a_release_with_unreadable_recordings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its totals are right, and yet it is not the whole release; the detector is named by its file's content."""
+    tree = write_iemocap(tmp_path / "tree", sessions=2, dialogs=2, turns=8, video=False)
+    whole = dataclasses.replace(read_corpus("iemocap", tree.root), faults=())
+    recording = whole.utterances[0].path
+    assert recording is not None
+    recording.write_bytes(b"RIFF")
+    detectors: list[Any] = []
+
+    def prepared(corpus: Any, folder: Path, detector: Any, progress: Any) -> Any:
+        detectors.append(detector)
+        return prepare(whole, folder)
+
+    monkeypatch.setattr(data, "prepare", prepared)
+    monkeypatch.setattr(sys.modules["python_training.data.command"], "parse_detector", lambda text: lambda picture: [])
+    model = tmp_path / "model.onnx"
+    model.write_text("a")
+    command = ["reproduce", "iemocap", "--root", str(tree.root), "--out", str(tmp_path / "out"), "--quiet", *SET,
+               "--config", "avdal-small", "--stages", "mdscm", "--protocols", "random-80-20",
+               "--detector", f"yunet:{model}"]  # fmt: skip
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "recording that cannot be used" in printed and "on iemocap (not the whole release)" in printed
+    assert "73.22" not in printed
+    assert detectors[0][0] == f"yunet:{hashlib.sha256(b'a').hexdigest()[:16]}"
 
 
 def test_from_training_to_infer(artificial: PreparedCorpus, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -337,6 +338,36 @@ def test_options_that_would_be_ignored(options: list[str], message: str, capsys:
     with pytest.raises(SystemExit) as end:
         main(["evaluate", "--dataset", "a", *options])
     assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--threads", "-1"], "--threads: expected a whole number of at least 1, got '-1'"),
+        (["evaluate", "--threads", "0"], "--threads: expected a whole number of at least 1, got '0'"),
+        (["evaluate", "--seeds", "0,-1"], "--seeds: expected whole numbers of at least 0 separated by commas, got '0"),
+        (["train", "--out", "o", "--seed", "-1"], "--seed: expected a whole number of at least 0, got '-1'"),
+        (["train", "--out", "o", "--every", "0"], "--every: expected a whole number of at least 1, got '0'"),
+        (["reproduce", "--protocols", "random-80-20,leave-one"], "--protocols: expected some of random-80-20, leave-"),
+    ],
+)
+def test_numbers_and_names_that_are_none(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = ["iemocap", "--root", "r", "--out", "o"] if arguments[0] == "reproduce" else ["--dataset", "a"]
+    with pytest.raises(SystemExit) as end:
+        main([arguments[0], *corpus, *arguments[1:]])
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_pipe_that_is_closed_is_no_error() -> None:
+    run = CONFIGS.parent / "results" / "protocols"
+    command = [sys.executable, "-m", "python_training", "report", *map(str, sorted(run.glob("*.json"))[:1])]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, cwd=CONFIGS.parents[1], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode == 1 and done.stderr == ""
 
 
 def test_usage_errors_exit_with_2() -> None:
