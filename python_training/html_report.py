@@ -483,6 +483,8 @@ def _head(
     stage = str(settings.get("stage") or ", ".join(stages))
     known = {**flatten(settings), **flatten(environment)}
     corpus = next((known[k] for k in ("corpus", "corpus.name", "corpus_name") if isinstance(known.get(k), str)), "")
+    if "target.corpus" in known:
+        corpus += f", tested on {known['target.corpus']}"
     facts = [f"{what} <b>{_text(value)}</b>" for what, value in (("stage", stage), ("corpus", corpus)) if value]
     tiles = []
     for summary in evaluations:

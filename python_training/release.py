@@ -17,6 +17,7 @@ from .comparison import compare, read_run
 from .data.prepared import PreparedCorpus
 from .evaluation import summarize
 from .precisions import heard_clips, ranges_of
+from .protocols import CROSS_CORPUS
 from .run import Division, Options, train_stages
 from .settings import Settings
 from .tables import compare_table, precision_table, text_report
@@ -68,6 +69,9 @@ def release(
                 f"{evaluation}: expected an evaluation of {settings.name!r} as it is now, got other settings "
                 f"({', '.join(others)})"
             )
+        elsewhere = [f["test_of"] for f in run.folds if f["protocol"] == CROSS_CORPUS]
+        if elsewhere:
+            raise ValueError(f"{evaluation}: expected an evaluation on {corpus.folder}, got one on {elsewhere[0]}")
         known = {(u.key, u.label) for u in corpus.utterances}
         foreign = [key for f in run.folds for key, label in zip(f["keys"], f["truth"]) if (key, label) not in known]
         if foreign:
@@ -105,6 +109,7 @@ def release(
     card: dict[str, Any] = {
         "data": {
             **{name: text for name, text in about.items() if name != "limits"},
+            "name": corpus.name,
             "utterances": len(learnt),
             "keys_sha256": hashlib.sha256(keys.encode()).hexdigest(),
         },

@@ -52,12 +52,15 @@ def _leakage(info: Mapping[str, Any], corpus: str, tested: set[str]) -> str:
     protocol, data = info["protocol"] or {}, info["card"].get("data") or {}
     trained = set(protocol.get("training_speakers", []))
     picked = set(protocol.get("validation_speakers", [])) - trained
-    unknown = "NOT known to be speaker-independent: "
+    unknown, learnt = "NOT known to be speaker-independent: ", data.get("name", data.get("corpus", corpus))
     said = []
     for speakers, what in ((trained, "trained"), (picked, "picked by its score")):
         seen = ", ".join(sorted((speakers & tested) - {""}))
-        if seen and "manifest_sha256" in data and data["corpus"] != corpus:  # only then it is the name of a corpus
-            said.append(f"{unknown}the model was {what} on speakers of these names, of {data['corpus']}: {seen}")
+        if seen and learnt != corpus:
+            said.append(
+                f"NOT speaker-independent unless these are other people: the model was {what} on speakers of these "
+                f"names, of {learnt}: {seen}"
+            )
         elif seen:
             said.append(f"NOT speaker-independent: the model was {what} on the speakers {seen}")
     if not trained or "" in trained:

@@ -159,6 +159,7 @@ def test_another_corpus_is_tested_with_its_labels_mapped(
     assert said == [f"label {x} of the target counts as {x}" for x in LABELS] and not summary["leakage"]
     assert fold["name"] == f"cross-{artificial.name}-to-{prepared_emodb.name}" and summary["notes"] == said
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"corpus <b>{artificial.name}, tested on {prepared_emodb.name}</b>" in page
     for text in (show(summary, "title", "corpora"), page):
         assert all(line in text for line in said)
 

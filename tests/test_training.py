@@ -290,6 +290,9 @@ def test_command_line_trains_evaluates_and_labels_leakage(
     page = (tmp_path / "m.md").read_text()
     assert "NOT speaker-independent: 03: no figure here holds for" in page and "**loso: NOT speaker-ind" in page
     assert "never heard" not in page
+    kept.write_text(text.replace(f'"{SPEAKER}"', '"cross-corpus"'))
+    assert main(["release", *common, "--out", str(model), "--evaluation", str(tmp_path / "loso")]) == 1
+    assert "expected an evaluation on " in capsys.readouterr().err
     kept.write_text(text.replace('"mdscm"', '"avdal"'))
     assert main(["release", *common, "--out", str(model), "--evaluation", str(tmp_path / "loso")]) == 1
     assert "expected an evaluation with mdscm in every fold, got one without" in capsys.readouterr().err
@@ -320,8 +323,12 @@ def test_a_model_whose_speakers_are_unknown_is_not_known_to_be_independent() -> 
         "NOT speaker-independent: the model was trained on the speakers x; "
         "NOT speaker-independent: the model was picked by its score on the speakers v"
     )
-    of_a = {"protocol": known, "data": {"corpus": "a", "manifest_sha256": "0"}}
-    assert leakage(of_a, "x") == f"{unknown}the model was trained on speakers of these names, of a: x"
+    of_b = {"protocol": known, "data": {"corpus": "B, four classes", "name": "b"}}
+    assert leakage(of_b, "x") == "NOT speaker-independent: the model was trained on the speakers x"
+    assert leakage({"protocol": known, "data": {"corpus": "a"}}, "x") == (
+        "NOT speaker-independent unless these are other people: the model was trained on speakers of these names, of "
+        "a: x"
+    )
 
 
 @pytest.mark.parametrize(
