@@ -13,7 +13,7 @@ from typing import Any
 
 from avser_fast.errors import AvserError
 
-from .data.command import add_parsers, count, pair
+from .data.command import add_parsers, count, named_detector, pair, whole_number
 from .data.shipped import FOLDER, SHIPPED
 from .progress import Bars
 from .protocols import PROTOCOLS, SPEAKER
@@ -39,9 +39,18 @@ def _overrides(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _seeds(text: str) -> list[int]:
     try:
-        return list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected whole numbers separated by commas, got {text!r}") from None
+        return list(dict.fromkeys(whole_number(part.strip()) for part in text.split(",")))
+    except argparse.ArgumentTypeError:
+        message = f"expected whole numbers of at least 0 separated by commas, got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def _protocols(text: str) -> list[str]:
+    names = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in PROTOCOLS:
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(PROTOCOLS)}, got {name!r}")
+    return names
 
 
 def _prepared(arguments: argparse.Namespace) -> Any:
@@ -61,23 +70,26 @@ def _prepared(arguments: argparse.Namespace) -> Any:
 def evaluate(arguments: argparse.Namespace) -> int:
     """Every fold of a protocol with the given settings, or a saved model on the corpus."""
     from .data import PreparedCorpus
-    from .protocol_command import evaluate_protocol, show
+    from .protocol_command import evaluate_protocol
     from .protocols import CROSS_CORPUS
     from .settings import load_settings
+    from .tables import show
     from .train_command import stages_of
 
+    _together(arguments)
     if arguments.model is not None:
         return _evaluate_model(arguments)
     settings = load_settings(arguments.config, _overrides(arguments.set))
     speech = _prepared(arguments)
+    out = arguments.out or Path("runs/evaluate")
     target = None if arguments.test_dataset is None else PreparedCorpus(arguments.test_dataset)
     with ExitStack() as stack:
         summary = evaluate_protocol(
             settings,
             speech,
-            arguments.out,
-            protocol=CROSS_CORPUS if target is not None else arguments.protocol,
-            seeds=arguments.seeds,
+            out,
+            protocol=CROSS_CORPUS if target is not None else arguments.protocol or SPEAKER,
+            seeds=arguments.seeds or [0],
             stages=stages_of(arguments.stages, settings),
             faces=_faces(arguments, settings, speech),
             target=target,
@@ -88,8 +100,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
             jobs=arguments.jobs,
             progress=Bars(stack, arguments.quiet, "step"),
         )
-    print(show(summary, f"{settings.name} on {speech.name}", speech.name))
-    print(f"\nwrote {arguments.out / 'report.html'}")
+    on, where = f"on {speech.name}", speech.name
+    if target is not None:
+        on, where = f"trained on {speech.name}, tested on {target.name}", f"{speech.name}, tested on {target.name}"
+    print(show(summary, f"{settings.name} {on}", where))
+    print(f"\nwrote {out / 'report.html'}")
     return 0
 
 
@@ -109,40 +124,41 @@ def _faces(arguments: argparse.Namespace, settings: Any, speech: Any) -> Any:
     return speech if arguments.faces is None else PreparedCorpus(arguments.faces)
 
 
+def _together(arguments: argparse.Namespace) -> None:
+    """End with a usage error where options of `evaluate` would be ignored beside others."""
+
+    def given(*names: str) -> list[str]:
+        return [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name)]
+
+    refused = given("test_dataset", "protocol", "seeds", "stages", "faces", "allow_leakage")
+    if arguments.model is not None and refused:
+        arguments.usage(f"{refused[0]}: expected no --model, which trains nothing and is tested on --dataset, got both")
+    if arguments.test_dataset is not None and arguments.protocol is not None:
+        arguments.usage("--protocol: expected no --test-dataset, which is tested as a whole, got both")
+    if arguments.map and arguments.model is None and arguments.test_dataset is None:
+        arguments.usage("--map: expected --test-dataset or --model, whose test has other labels, got neither")
+
+
 def _evaluate_model(arguments: argparse.Namespace) -> int:
     import avser_fast
 
-    from .metrics import confusion_matrix, unweighted_accuracy, weighted_accuracy
+    from .run_folder import write_json
+    from .saved_model import evaluate_saved
+    from .tables import show
 
+    if arguments.out is not None and (arguments.out / "settings.json").exists():
+        raise AvserError(f"{arguments.out}: expected a folder of no other run, got one that has settings.json")
     recognizer = avser_fast.load(arguments.model)
-    labels = list(recognizer.info()["labels"])
-    corpus = _prepared(arguments)
-    if set(labels) != set(corpus.labels):
-        raise AvserError(
-            f"{arguments.model}: expected a model of the classes {', '.join(corpus.labels)}, got {', '.join(labels)}"
-        )
-    utterances = [corpus.utterances[i] for i in corpus.with_speech]
-    results = []
+    corpus, name = _prepared(arguments), Path(arguments.model).stem
     with ExitStack() as stack:
         bars = Bars(stack, arguments.quiet, "utterance")
-        for i in corpus.with_speech:
-            results += recognizer.infer([corpus.item(i)])
-            bars(str(arguments.model), len(results), len(utterances))
-    truth = [u.label for u in utterances]
-    matrix = confusion_matrix(truth, [corpus.labels.index(r.label) for r in results], len(corpus.labels))
-    print(f"{arguments.model} on {arguments.dataset}: {len(utterances)} utterances")
-    print(f"WA {100 * weighted_accuracy(matrix):.1f} %   UA {100 * unweighted_accuracy(matrix):.1f} %")
-    protocol = recognizer.info().get("protocol") or {}
-    trained_on = set(protocol.get("training_speakers", []))
-    picked_on = set(protocol.get("validation_speakers", [])) - trained_on
-    seen = sorted(trained_on & {u.speaker for u in utterances})
-    if seen:
-        print(f"NOT speaker-independent: the model was trained on the speakers {', '.join(seen)}.")
-    picked = sorted(picked_on & {u.speaker for u in utterances})
-    if picked:
-        print(f"NOT independent of these speakers: the model's epochs were picked on {', '.join(picked)}.")
-    if not trained_on:
-        print("The model file does not say on which speakers it was trained: this may not be speaker-independent.")
+        summary = evaluate_saved(recognizer, corpus, name, dict(arguments.map), bars)
+    on = f"{name} on {corpus.name}"
+    print(show(summary, on, on))
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        write_json(summary, arguments.out / "summary.json")
+        print(f"\nwrote {arguments.out / 'summary.json'}")
     return 0
 
 
@@ -169,10 +185,10 @@ def reproduce(arguments: argparse.Namespace) -> int:
     """Prepare IEMOCAP, train all stages under each protocol, and print the paper's table beside the published one."""
     from .data import PreparedCorpus, prepare, read_corpus
     from .data.boxes import Boxes, with_boxes, with_face_clips
-    from .data.faces import parse_detector
     from .data.report import report_text
-    from .protocol_command import evaluate_protocol, show
+    from .protocol_command import evaluate_protocol
     from .settings import load_settings
+    from .tables import show
     from .train_command import stages_of
 
     settings = load_settings(arguments.config, _overrides(arguments.set))
@@ -181,7 +197,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
         corpus = with_face_clips(corpus, arguments.face_clips)
     elif arguments.boxes is not None:
         corpus = with_boxes(corpus, Boxes.read(arguments.boxes), detect=arguments.detector is not None)
-    detector = None if arguments.detector is None else (arguments.detector, parse_detector(arguments.detector))
+    detector = None if arguments.detector is None else named_detector(arguments.detector)
     folder = arguments.out / "prepared"
     with ExitStack() as stack:
         prepared = prepare(corpus, folder, detector=detector, progress=Bars(stack, arguments.quiet))
@@ -189,7 +205,8 @@ def reproduce(arguments: argparse.Namespace) -> int:
     speech = PreparedCorpus(folder)
     stages = stages_of(arguments.stages, settings)
     # A tree that is not the release must not stand beside figures of the release.
-    whole = not any(f.kind in ("wrong-totals", "missing-wav", "bad-label") for f in prepared.faults)
+    partial = ("wrong-totals", "missing-wav", "bad-label", "unreadable-audio")
+    whole = not any(f.kind in partial for f in prepared.faults)
     name = "iemocap" if whole else "iemocap (not the whole release)"
     for protocol in arguments.protocols:
         with ExitStack() as stack:
@@ -262,14 +279,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one setting"
         )
-        command.add_argument("--threads", type=int, default=None, help="threads of torch (default: torch's own choice)")
+        command.add_argument(
+            "--threads", type=count, default=None, help="threads of torch (default: torch's own choice)"
+        )
         command.add_argument("--quiet", action="store_true", help="no progress bar")
         return command
 
     add_parsers(commands)
     command = common("train", train)
     add_stage_options(command)
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=whole_number, default=0)
     command.add_argument(
         "--validation",
         type=lambda text: text.split(","),
@@ -280,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--resume", action="store_true", help="go on where an interrupted run was")
     command.add_argument("--out", type=Path, required=True, help="folder of the run")
     command = common("release", release)
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=whole_number, default=0)
     command.add_argument(
         "--epochs", type=count, help="stop after so many epochs (default: the evaluation's median, else all)"
     )
@@ -288,14 +307,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--compared", nargs="+", type=Path, default=[], help="other runs that the card should list")
     command.add_argument("--out", type=Path, required=True, help="model file to write (.safetensors)")
     command = common("evaluate", evaluate)
-    command.add_argument("--seeds", type=_seeds, default=[0], help="comma-separated (default: 0)")
+    command.set_defaults(usage=command.error)
+    command.add_argument("--seeds", type=_seeds, help="comma-separated (default: 0)")
     command.add_argument("--jobs", type=count, default=1, help="folds side by side, one thread each")
-    command.add_argument("--out", type=Path, default=Path("runs/evaluate"), help="folder of the folds' results")
+    command.add_argument(
+        "--out", type=Path, help="folder of the results (default: runs/evaluate; with --model none are written)"
+    )
     command.add_argument("--model", help="score this model file or shipped model instead of training folds")
     add_stage_options(command)
-    command.add_argument(
-        "--protocol", choices=PROTOCOLS, default=SPEAKER, help="who is tested by whom (default: %(default)s)"
-    )
+    command.add_argument("--protocol", choices=PROTOCOLS, help=f"who is tested by whom (default: {SPEAKER})")
     command.add_argument("--test-dataset", type=Path, metavar="DIR", help="test on another prepared corpus instead")
     command.add_argument(
         "--map",
@@ -321,12 +341,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seeds", type=_seeds, default=[0], help="comma-separated (default: 0)")
     command.add_argument(
         "--protocols",
-        type=lambda text: text.split(","),
+        type=_protocols,
         default=list(PROTOCOLS),
         help=f"default: {','.join(PROTOCOLS)}",
     )
     command.add_argument("--jobs", type=count, default=1, help="folds side by side, one thread each")
-    command.add_argument("--threads", type=int, default=None, help="threads of torch (default: torch's own choice)")
+    command.add_argument("--threads", type=count, default=None, help="threads of torch (default: torch's own choice)")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
     add_stage_options(command)
     command = commands.add_parser("page", help=page.__doc__, description=page.__doc__)
@@ -347,16 +367,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         torch.set_num_threads(arguments.threads)
     try:
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()  # here a closed pipe is still caught
+        return code
+    except BrokenPipeError:  # an OSError, but nobody is left who would read it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (AvserError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from what is finished", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ A fold is the test of one split (``protocols.Split``) by the models that were tr
     {"protocol", "seed", "name", "test_of", "validation_of", "shares_speakers",  as in the split
      "leakage":    the sentence of ``leakage_label`` (empty where speakers are not shared),
      "labels":     the classes,
+     "notes":      sentences about labels that another corpus' labels count as (may be missing),
      "keys", "speakers", "truth":  of each tested utterance,
      "models":     model -> [[probability of each class] of each utterance],
      "validation_ua":  model -> share,
@@ -68,6 +69,7 @@ def fold_result(
     target: Sequence[Utterance] | None = None,
     epochs: Mapping[str, int] | None = None,
     precisions: Mapping[str, Mapping[str, Any]] | None = None,
+    notes: Sequence[str] = (),
 ) -> Fold:
     """A fold out of a split and ``models``: name -> (tested, classes) probabilities in the order of ``split.test``.
 
@@ -87,6 +89,7 @@ def fold_result(
         "shares_speakers": split.shares_speakers,
         "leakage": leakage_label(split, utterances),
         "labels": list(labels),
+        "notes": list(notes),
         "keys": [u.key for u in tested],
         "speakers": [u.speaker for u in tested],
         "truth": [u.label for u in tested],
@@ -217,6 +220,7 @@ def summarize(folds: Sequence[Fold], expected: Iterable[Split] = ()) -> dict[str
     """What an evaluation says, as plain data; rates in percent, differences in percentage points.
 
     ``leakage``       the sentence that every output carries, empty where no speaker is shared
+    ``notes``         how labels of another corpus were counted
     ``missing``       folds of ``expected``, or that another seed has, which are not there; models that a fold lacks
     ``bootstrap``     what it draws (``over``: speakers, from ``MIN_SPEAKERS`` on, or utterances), of how many
     ``models``        per model: ``wa`` and ``ua`` (mean, std over the seeds' pooled rates), ``interval`` of the UA,
@@ -250,6 +254,7 @@ def summarize(folds: Sequence[Fold], expected: Iterable[Split] = ()) -> dict[str
         "folds": names,
         "missing": missing,
         "leakage": _leakage(folds),
+        "notes": list(dict.fromkeys(note for fold in folds for note in fold.get("notes", []))),
         "bootstrap": {
             "over": "speakers" if over == "speakers" else "utterances",
             "count": len(set(_of(folds, over))),

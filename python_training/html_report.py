@@ -324,6 +324,7 @@ def _results(evaluations: Sequence[dict[str, Any]], banner: str, validation: Map
             parts.append(f"<h3>{_text(summary['protocol'])}</h3>")
         else:
             parts.append(f"<p>Protocol: {_text(summary['protocol'])}.</p>")
+        parts += [f"<p>{_text(line)}.</p>" for line in (summary["leakage"], *summary["notes"]) if line]
         if summary["missing"]:
             parts.append(_missing(f"Not complete yet, rates are of what is there: {'; '.join(summary['missing'])}."))
         rows = []
@@ -493,6 +494,8 @@ def _head(
     stage = str(settings.get("stage") or ", ".join(stages))
     known = {**flatten(settings), **flatten(environment)}
     corpus = next((known[k] for k in ("corpus", "corpus.name", "corpus_name") if isinstance(known.get(k), str)), "")
+    if "target.corpus" in known:
+        corpus += f", tested on {known['target.corpus']}"
     facts = [f"{what} <b>{_text(value)}</b>" for what, value in (("stage", stage), ("corpus", corpus)) if value]
     tiles = []
     for summary in evaluations:

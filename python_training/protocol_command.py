@@ -28,16 +28,15 @@ from avser_fast.config import ModelSpec
 from .data.corpus import Utterance
 from .data.prepared import PreparedCorpus
 from .distributed import Processes
-from .evaluation import MODELS, Fold, fold_path, fold_result, read_folds, summarize, write_fold
+from .evaluation import Fold, fold_path, fold_result, read_folds, summarize, write_fold
 from .html_report import write_report
 from .loop import TrainingError
 from .precisions import heard_clips, low_precisions
-from .protocols import RANDOM, Split, check_leakage, cross_corpus, map_labels, relabelled, splits
+from .protocols import CROSS_CORPUS, RANDOM, Split, check_leakage, cross_corpus, map_labels, relabelled, splits
 from .run import Division, Options, check_stages, environment, shown_faces, taught, train_stages
 from .run_folder import write_json
 from .settings import Settings
 from .system import System, halves, score
-from .tables import ablation_table, precision_table, text_report
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
 
@@ -56,6 +55,7 @@ class Task:
     out: Path
     options: Options
     device: str = "auto"
+    notes: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -65,8 +65,8 @@ class Task:
 def run_fold(task: Task, progress: Progress | None = None) -> Fold:
     """Train and test one fold and write its file; an interrupted one goes on where it was.
 
-    Faces of utterances under test are never shown, those of validation in a refit alone; those of a corpus apart are,
-    all of them.
+    Faces of utterances under test are never shown, those of validation in a refit alone; of a corpus apart all are
+    that ``unseen_faces`` leaves.
     """
     speech = PreparedCorpus(task.speech)
     faces = None if task.faces is None else speech if task.faces == task.speech else PreparedCorpus(task.faces)
@@ -74,9 +74,8 @@ def run_fold(task: Task, progress: Progress | None = None) -> Fold:
     split = task.split
     held = split.validation if task.target is not None else (*split.validation, *split.test)
     shown = shown_faces(faces, speech, held, split.training)
-    if task.target is not None:
-        hidden = set(shown) - set(shown_faces(faces, target, range(len(target))))
-        shown = [i for i in shown if i not in hidden]
+    if task.target is not None and faces is not None:
+        shown = unseen_faces(faces, target, shown)
     division = Division(split.training, split.validation, shown)
     system, spec, fitted = train_stages(
         task.settings,
@@ -111,7 +110,7 @@ def run_fold(task: Task, progress: Progress | None = None) -> Fold:
             validation[model] = picked[0]
     fold = fold_result(
         split, speech.utterances, speech.labels, models, validation, target=None if target is speech else tested,
-        epochs={stage: kept.epoch for stage, kept in fitted.items()}, precisions=precisions,
+        epochs={stage: kept.epoch for stage, kept in fitted.items()}, precisions=precisions, notes=task.notes,
     )  # fmt: skip
     write_fold(fold, task.out / "evaluation")
     for path in task.folder.glob("*.pt"):
@@ -140,20 +139,71 @@ def _answers(
 
 def _tested(target: PreparedCorpus, labels: Mapping[int, int]) -> list[Utterance]:
     """The utterances of another corpus that can be tested, with the labels of the one that is trained on."""
-    return relabelled([target.utterances[i] for i in target.with_speech], labels)
+    return relabelled(_spoken(target), labels)
 
 
-def _splits(corpus: PreparedCorpus, protocol: str, seeds: Sequence[int]) -> list[Split]:
-    """The splits of the utterances with speech, as indices into the corpus."""
+def _spoken(corpus: PreparedCorpus) -> list[Utterance]:
+    return [corpus.utterances[i] for i in corpus.with_speech]
+
+
+def _whole(corpus: PreparedCorpus, split: Split, *parts: str) -> Split:
+    """A split of the utterances with speech with these parts as indices into the corpus."""
     spoken = corpus.with_speech
+    rows: dict[str, Any] = {part: tuple(spoken[i] for i in getattr(split, part)) for part in parts}
+    return dataclasses.replace(split, **rows)
 
-    def whole(rows: Sequence[int]) -> tuple[int, ...]:
-        return tuple(spoken[i] for i in rows)
 
-    return [
-        dataclasses.replace(s, training=whole(s.training), validation=whole(s.validation), test=whole(s.test))
-        for s in splits([corpus.utterances[i] for i in spoken], protocol, seeds)
-    ]
+def _recordings(corpus: PreparedCorpus) -> set[str]:
+    return {digest for i in range(len(corpus)) for digest in corpus.recordings(i)}
+
+
+def same_people(a: PreparedCorpus, b: PreparedCorpus) -> bool:
+    """Whether speakers of one name are one person: in parts of one corpus, and where recordings are in both."""
+    return a.name == b.name or not _recordings(a).isdisjoint(_recordings(b))
+
+
+def unseen_faces(faces: PreparedCorpus, target: PreparedCorpus, shown: Sequence[int]) -> list[int]:
+    """Those of ``shown`` that are of no recording of ``target`` and, where both have the same people, of none of its
+    speakers."""
+    tested = _recordings(target)
+    people = set(target.speakers) if same_people(faces, target) else set()
+    return [i for i in shown if tested.isdisjoint(faces.recordings(i)) and faces.utterances[i].speaker not in people]
+
+
+def _overlap(speech: PreparedCorpus, target: PreparedCorpus, labels: Mapping[int, int]) -> tuple[str, str]:
+    """What of another corpus' test is trained on: an error, and the sentence of a test that is allowed all the same;
+    both empty where nothing is."""
+    learnt: dict[str, str] = {}
+    for i in speech.with_speech:
+        for digest in speech.recordings(i):
+            learnt.setdefault(digest, speech.utterances[i].key)
+    rows = [i for i in target.with_speech if target.utterances[i].label in labels]
+    twice = [i for i in rows if any(digest in learnt for digest in target.recordings(i))]
+    if twice:
+        key, share = target.utterances[twice[0]].key, f"{len(twice)} of {len(rows)}"
+        digest = next(digest for digest in target.recordings(twice[0]) if digest in learnt)
+        return (
+            f"{CROSS_CORPUS}: expected recordings that are not in {speech.folder}, got {share} that are trained on; "
+            f"the first is {key}, there {learnt[digest]}",
+            f"NOT speaker-independent: recordings of {share} tested utterances are also in training (protocol "
+            f"{CROSS_CORPUS})",
+        )
+    tested = {target.utterances[i].speaker for i in rows}
+    shared = sorted(tested & {"", *(u.speaker for u in _spoken(speech))})
+    if not shared or not same_people(speech, target):
+        return "", ""
+    names = ", ".join(speaker or "unknown ones" for speaker in shared)
+    why = f"also called {target.name}" if target.name == speech.name else "which has recordings of it"
+    error = (
+        f"{CROSS_CORPUS}: expected test speakers that are not in {speech.folder}, {why}, got {names} in both; a corpus "
+        "of other people needs another --name"
+    )
+    if "" in shared:
+        return error, f"NOT known to be speaker-independent: speakers are unknown (protocol {CROSS_CORPUS})"
+    return error, (
+        f"NOT speaker-independent: {len(shared)} of {len(tested)} test speakers are also in training "
+        f"(protocol {CROSS_CORPUS})"
+    )
 
 
 def _devices(device: str) -> list[str]:
@@ -234,8 +284,9 @@ def evaluate_protocol(
     """Every fold of a protocol; returns and writes the summary, and the page of the run.
 
     With ``target`` (protocol ``cross-corpus``) the networks are tested on that corpus, its labels counted as
-    ``mapping`` says.  Finished folds found in ``out`` are not run again.  Speakers who are in training and under test
-    are refused unless the protocol is the random one or ``allow_leakage`` is set; every output then says so.
+    ``mapping`` says.  Finished folds found in ``out`` are not run again.  Speakers and recordings that are in training
+    and under test are refused unless the protocol is the random one or ``allow_leakage`` is set; every output then says
+    so.
     """
     options, devices = options or Options(), _devices(device)
     check_stages(stages)
@@ -244,24 +295,31 @@ def evaluate_protocol(
             f"{(faces or speech).folder}: expected faces for the stages {', '.join(stages)}, got none; prepare it with "
             "--boxes, --face-clips or --detector, or name another corpus with --faces"
         )
-    labels = None
+    labels: dict[int, int] | None = None
+    notes: list[str] = []
     if target is not None:
-        found, lines = map_labels(speech.labels, target.labels, mapping)
-        for line in lines:
-            say(line)
-        labels = dict(found)
-        tested = _tested(target, labels)
-        chosen = [cross_corpus(speech.utterances, tested, seed, target.name) for seed in seeds]
-        # Parts of one corpus, prepared apart, have the same people.
-        shared = {u.speaker for u in tested} & set(speech.speakers) if target.name == speech.name else set()
-        if shared and not allow_leakage:
-            raise ValueError(
-                f"{protocol}: expected test speakers that are not in {speech.folder}, also of {speech.name}, got "
-                f"{', '.join(speaker or 'unknown ones' for speaker in sorted(shared))} in both"
+        labels, notes = map_labels(speech.labels, target.labels, mapping)
+        error, leakage = _overlap(speech, target, labels)
+        if error and not allow_leakage:
+            raise ValueError(error)
+        tested, names = _tested(target, labels), (speech.name, target.name)
+        found = [cross_corpus(_spoken(speech), tested, seed, names) for seed in seeds]
+        chosen = [
+            dataclasses.replace(
+                _whole(speech, split, "training", "validation"), shares_speakers=bool(leakage), leakage=leakage
             )
-        chosen = [dataclasses.replace(split, shares_speakers=bool(shared)) for split in chosen]
+            for split in found
+        ]
+        for line in notes:
+            say(line)
+        if faces is not None:
+            hidden = len(faces.with_face) - len(unseen_faces(faces, target, faces.with_face))
+            if hidden:
+                of = f"{hidden} of {len(faces.with_face)} faces of {faces.name}"
+                say(f"{of} are of {target.name} or its speakers and are not shown")
     else:
-        chosen = _splits(speech, protocol, seeds)
+        found = splits(_spoken(speech), protocol, seeds)
+        chosen = [_whole(speech, split, "training", "validation", "test") for split in found]
     for split in chosen:
         check_leakage(split, speech.utterances, allow_leakage or protocol == RANDOM)
     out.mkdir(parents=True, exist_ok=True)
@@ -280,7 +338,7 @@ def evaluate_protocol(
     where = None if faces is None else faces.folder
     tasks = [
         Task(settings, speech.folder, where, None if target is None else target.folder, labels, split,
-             tuple(stages), out, options, devices[n % len(devices)])
+             tuple(stages), out, options, devices[n % len(devices)], tuple(notes))
         for n, split in enumerate(chosen)
     ]  # fmt: skip
     write_json({**about, "seeds": list(seeds), "curves_of": tasks[0].folder.name}, out / "environment.json")
@@ -301,12 +359,3 @@ def evaluate_protocol(
             shutil.copyfile(first / name, out / name)
     write_report(out)
     return summary
-
-
-def show(summary: dict[str, Any], title: str, corpus_name: str) -> str:
-    """The summary for a terminal, with the table of the ablation."""
-    parts = [text_report(summary, title), ablation_table(summary, corpus_name)]
-    for model, row in summary["models"].items():
-        if row["precisions"]:
-            parts.append(f"{MODELS[model]} in each precision:\n\n{precision_table(row['precisions'])}")
-    return "\n\n".join(parts)

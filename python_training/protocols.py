@@ -18,6 +18,8 @@ RANDOM, SESSION, SPEAKER = "random-80-20", "leave-one-session-out", "leave-one-s
 PROTOCOLS = (RANDOM, SESSION, SPEAKER)
 #: Train on one corpus, test on another: made by ``cross_corpus``.
 CROSS_CORPUS = "cross-corpus"
+#: A model that was trained before, on all of a corpus: made by ``saved_model.py``.
+SAVED = "saved-model"
 
 #: Seed of the published code; seed k of random-80-20 is this plus k.
 PUBLISHED_SEED = 6990
@@ -28,7 +30,8 @@ class Split:
     """One training and its test.  ``training``, ``validation`` and ``test`` are disjoint indices in ascending order.
 
     ``test_of`` and ``validation_of`` say in words whose utterances those are.  ``shares_speakers``: a speaker of the
-    test is also in training or validation, or may be because speakers are unknown.
+    test is also in training or validation, or may be because speakers are unknown.  ``leakage`` is the sentence about
+    it where the utterances of the split do not tell, as those of another corpus do not.
     """
 
     protocol: str
@@ -40,6 +43,7 @@ class Split:
     test_of: str
     validation_of: str
     shares_speakers: bool
+    leakage: str = ""
 
 
 def splits(utterances: Sequence[Utterance], protocol: str, seeds: Sequence[int]) -> list[Split]:
@@ -80,35 +84,31 @@ def splits(utterances: Sequence[Utterance], protocol: str, seeds: Sequence[int])
     return [_leave_session(utterances, test, held, seed) for seed in seeds for test, held in ring]
 
 
-def cross_corpus(source: Sequence[Utterance], target: Sequence[Utterance], seed: int, name: str = "target") -> Split:
-    """Train on one corpus and test on all of another, which is called ``name``.
+def cross_corpus(
+    source: Sequence[Utterance], target: Sequence[Utterance], seed: int, names: tuple[str, str] = ("source", "target")
+) -> Split:
+    """Train on one corpus and test on all of another; ``names`` are theirs.
 
     ``training`` and ``validation`` (the last speaker of ``source`` in sorted order) are indices into ``source``,
     ``test`` into ``target``, whose labels must already be those of ``source`` (``map_labels``, ``relabelled``).
-    Speakers of different corpora are different people, whatever they are called.  ValueError where a recording is in
-    both, and for a source with unknown speakers or fewer than 2.
+    Whether somebody is in both is not known here.  ValueError for a source with unknown speakers or fewer than 2.
     """
+    learnt, name = names
     if not target:
         raise ValueError(f"{CROSS_CORPUS}: expected utterances of {name}, got none")
     speakers = _known_speakers(source, f"{CROSS_CORPUS}: expected the speaker of every utterance to train on")
     if len(speakers) < 2:
         raise ValueError(f"{CROSS_CORPUS}: expected at least 2 speakers to train on, got {len(speakers)}")
-    known = {(u.path, u.start, u.end) for u in source if u.path is not None}
-    twice = [u.key for u in target if (u.path, u.start, u.end) in known]
-    if twice:
-        raise ValueError(
-            f"{CROSS_CORPUS}: expected recordings of another corpus, got {len(twice)} that are trained on ({twice[0]})"
-        )
     held = speakers[-1]
     return Split(
         CROSS_CORPUS,
-        f"cross-{name}",
+        f"cross-{learnt}-to-{name}",
         seed,
         tuple(i for i, u in enumerate(source) if u.speaker != held),
         tuple(i for i, u in enumerate(source) if u.speaker == held),
         tuple(range(len(target))),
         f"all of {name}",
-        f"speaker {held}",
+        f"speaker {held} of {learnt}",
         False,
     )
 
@@ -183,8 +183,8 @@ def leakage_label(split: Split, utterances: Sequence[Utterance]) -> str:
 
     ``utterances`` are those that the split was made of, for cross-corpus the source's.
     """
-    if split.protocol == CROSS_CORPUS:
-        return ""
+    if split.protocol in (CROSS_CORPUS, SAVED):
+        return split.leakage
     tested = _speakers(utterances, split.test)
     for part, what in ((split.training, "training"), (split.validation, "validation")):
         heard = _speakers(utterances, part)

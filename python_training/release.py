@@ -17,6 +17,7 @@ from .comparison import compare, read_run
 from .data.prepared import PreparedCorpus
 from .evaluation import summarize
 from .precisions import heard_clips, ranges_of
+from .protocols import CROSS_CORPUS
 from .run import Division, Options, train_stages
 from .settings import Settings
 from .tables import compare_table, precision_table, text_report
@@ -68,6 +69,9 @@ def release(
                 f"{evaluation}: expected an evaluation of {settings.name!r} as it is now, got other settings "
                 f"({', '.join(others)})"
             )
+        elsewhere = [f["test_of"] for f in run.folds if f["protocol"] == CROSS_CORPUS]
+        if elsewhere:
+            raise ValueError(f"{evaluation}: expected an evaluation on {corpus.folder}, got one on {elsewhere[0]}")
         known = {(u.key, u.label) for u in corpus.utterances}
         foreign = [key for f in run.folds for key, label in zip(f["keys"], f["truth"]) if (key, label) not in known]
         if foreign:
@@ -75,8 +79,13 @@ def release(
                 f"{evaluation}: expected an evaluation on {corpus.folder}, got {len(foreign)} utterances that are not "
                 f"in it with that label (the first is {foreign[0]})"
             )
+        if any("mdscm" not in f["models"] for f in run.folds):
+            raise ValueError(f"{evaluation}: expected an evaluation with mdscm in every fold, got one without")
         summary = summarize([{**f, "models": {"mdscm": f["models"]["mdscm"], **_paths(f)}} for f in run.folds])
-        epochs = epochs or summary["epochs"]["mdscm"]["median"]
+        kept = summary["epochs"].get("mdscm")
+        if epochs is None and kept is None:
+            raise ValueError(f"{evaluation}: expected an evaluation of the stage mdscm, or --epochs, got neither")
+        epochs = epochs or kept["median"]
         comparison = compare_table(compare([evaluation, *compared]))
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}.training")
@@ -100,6 +109,7 @@ def release(
     card: dict[str, Any] = {
         "data": {
             **{name: text for name, text in about.items() if name != "limits"},
+            "name": corpus.name,
             "utterances": len(learnt),
             "keys_sha256": hashlib.sha256(keys.encode()).hexdigest(),
         },
@@ -167,19 +177,25 @@ def card_text(name: str, card: dict[str, Any], summary: dict[str, Any] | None, c
         "Every setting stands in the header of the model file.",
     ]
     if summary is not None:
+        models = (
+            "Models of the same recipe that never heard the speaker under test; a further speaker picked the epoch."
+        )
+        tested = "the speaker they never heard"
+        if summary["leakage"]:
+            models = f"Models of the same recipe. {summary['leakage']}: no figure here holds for speakers that are new."
+            tested = "the utterances of their test"
         lines += [
             "",
             "## How well it does",
-            "Models of the same recipe that never heard the speaker under test; a further speaker picked the epoch. "
-            "The weights in this file have heard all these speakers, so no figure on this corpus holds for the "
-            "weights themselves.",
+            f"{models} The weights in this file have heard all these speakers, so no figure on this corpus holds for "
+            "the weights themselves.",
             "```",
             text_report(summary, settings["name"]),
             "```",
             "",
             "## Precisions",
-            "The same models in each precision on the speaker they never heard; the ranges of int8 come from the "
-            'speakers that trained the model. `precision="auto"` never runs int8, and bf16 only where the CPU has '
+            f"The same models in each precision on {tested}; the ranges of int8 come from the utterances that trained "
+            'the model. `precision="auto"` never runs int8, and bf16 only where the CPU has '
             "instructions for it and the agreement is at least 99 %.",
             "",
             precision_table(card["precisions"]),

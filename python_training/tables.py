@@ -64,6 +64,8 @@ def ablation_table(summary: dict[str, Any], corpus_name: str) -> str:
     lines = [f"{corpus_name}, {summary['protocol']}, {_seeds(summary)}; {_drawn(summary)}."]
     if summary["leakage"]:
         lines += ["", f"**{_sentence(summary['leakage'])}**"]
+    if summary["notes"]:
+        lines += ["", _sentence("; ".join(summary["notes"]))]
     recall_heads = " | ".join(f"recall {label} %" for label in labels)
     lines += ["", f"| model | WA % | UA % | interval | {recall_heads} |", "|" + "---|" * (4 + len(labels))]
     for model, row in summary["models"].items():
@@ -93,6 +95,7 @@ def text_report(summary: dict[str, Any], title: str) -> str:
     lines = [title, f"protocol {summary['protocol']}, {_seeds(summary)}; {_drawn(summary)}"]
     if summary["leakage"]:
         lines.append(summary["leakage"])
+    lines += summary["notes"]
     for model, row in summary["models"].items():
         low, high = row["interval"]
         lines += ["", MODELS.get(model, model)]
@@ -143,8 +146,17 @@ def precision_table(precisions: Mapping[str, Any] | None) -> str:
     return "\n".join([*lines, "", f"Seeds: {', '.join(map(str, first['seeds']))}."])
 
 
+def show(summary: dict[str, Any], title: str, corpus_name: str) -> str:
+    """The summary for a terminal, with the table of the ablation."""
+    parts = [text_report(summary, title), ablation_table(summary, corpus_name)]
+    for model, row in summary["models"].items():
+        if row["precisions"]:
+            parts.append(f"{MODELS[model]} in each precision:\n\n{precision_table(row['precisions'])}")
+    return "\n\n".join(parts)
+
+
 def compare_table(comparison: Mapping[str, Any]) -> str:
-    """``comparison.compare`` as a Markdown table."""
+    """``comparison.compare`` as a Markdown table, and under it the protocol of every run and what it says of itself."""
     lines = [
         "| settings | seeds | WA % | UA % | UA of each seed | UA of validation speakers |",
         "|---|---|---|---|---|---|",
@@ -160,4 +172,14 @@ def compare_table(comparison: Mapping[str, Any]) -> str:
             f"| {name} | {len(row['per_seed'])} | {row['wa']['mean']:.1f} | {row['ua']['mean']:.1f} | {each} "
             f"| {validation} |"
         )
+    protocols = {name: summary["protocol"] for name, summary in comparison["runs"].items()}
+    if len(set(protocols.values())) == 1:
+        lines += ["", f"Protocol: {next(iter(protocols.values()))}."]
+    else:
+        lines += ["", f"Protocols: {'; '.join(f'{name} {protocol}' for name, protocol in protocols.items())}."]
+    for name, summary in comparison["runs"].items():
+        if summary["leakage"]:
+            lines += ["", f"**{name}: {summary['leakage']}.**"]
+        if summary["notes"]:
+            lines += ["", f"{name}: {'; '.join(summary['notes'])}."]
     return "\n".join(lines)

@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from .data.corpus import Utterance
+from .data.command import count
+from .data.prepared import PreparedCorpus
 from .progress import Bars
 from .settings import STAGES, Settings
 
@@ -28,7 +29,9 @@ def add_stage_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--backend", default="auto", help="auto, reference, cpu or triton: who computes the networks")
     command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    command.add_argument("--every", type=int, default=200, metavar="N", help="checkpoint every N steps (default: 200)")
+    command.add_argument(
+        "--every", type=count, default=200, metavar="N", help="checkpoint every N steps (default: 200)"
+    )
     command.add_argument(
         "--skip-bad-samples", action="store_true", help="another sample stands in for one that cannot be used; counted"
     )
@@ -42,13 +45,14 @@ def stages_of(given: Sequence[str] | None, settings: Settings) -> list[str]:
     return ["mdscm"] if settings.encoder is None else ["mdscm", "avdal", "fusion"]
 
 
-def held_out(utterances: Sequence[Utterance], names: Sequence[str]) -> list[int]:
-    """Items of the named speakers; ValueError naming one that nobody has."""
-    known = {u.speaker for u in utterances}
+def held_out(corpus: PreparedCorpus, names: Sequence[str]) -> list[int]:
+    """Items of the named speakers; ValueError naming one without speech."""
+    known = {corpus.utterances[i].speaker for i in corpus.with_speech}
     for name in names:
         if name not in known:
-            raise ValueError(f"--validation: expected speakers out of {', '.join(sorted(known))}, got {name}")
-    return [i for i, u in enumerate(utterances) if u.speaker in names]
+            silent = f"{name}, who has no speech" if name in corpus.speakers else name
+            raise ValueError(f"--validation: expected speakers out of {', '.join(sorted(known))}, got {silent}")
+    return [i for i, u in enumerate(corpus.utterances) if u.speaker in names]
 
 
 def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces: Any, options: Any) -> int:
@@ -60,9 +64,10 @@ def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces:
 
     stages = stages_of(arguments.stages, settings)
     utterances = speech.utterances
-    validation = held_out(utterances, arguments.validation)
-    training = sorted(set(speech.with_speech) - set(validation))
-    division = Division(training, validation, shown_faces(faces, speech, validation, training))
+    held = held_out(speech, arguments.validation)
+    validation = sorted(set(speech.with_speech) & set(held))
+    training = sorted(set(speech.with_speech) - set(held))
+    division = Division(training, validation, shown_faces(faces, speech, held, training))
     with ExitStack() as stack:
         joined = stack.enter_context(processes(arguments.device))
         stop = stack.enter_context(stop_on_sigterm())

@@ -42,7 +42,21 @@ def test_nested_choice_uses_validation_speakers_only(tmp_path: Path) -> None:
     table = compare_table(comparison)
     assert "| good | 1 | 100.0 | 100.0 | 100.0 | 50.0 |" in table
     assert "| *chosen per fold by its validation speaker* | 1 | 50.0 | 50.0 | 50.0 | 75.0 |" in table
+    assert table.endswith("\n\nProtocol: leave-one-speaker-out.")
     assert compare([good])["nested"] is None
+
+
+def test_a_table_says_what_its_runs_say_of_themselves(tmp_path: Path) -> None:
+    good = write_run(tmp_path / "good", [0, 0, 1, 1], {"a": 0.9})
+    sharing = write_run(tmp_path / "sharing", [0, 0, 1, 1], {"a": 0.9})
+    (path,) = (sharing / "evaluation").glob("*.json")
+    fold = json.loads(path.read_text()) | {
+        "protocol": "cross-corpus", "shares_speakers": True, "leakage": "NOT apart", "notes": ["joy counts as yes"],
+    }  # fmt: skip
+    path.write_text(json.dumps(fold))
+    table = compare_table({**compare([sharing]), "runs": compare([good])["runs"] | compare([sharing])["runs"]})
+    assert "\n\nProtocols: good leave-one-speaker-out; sharing cross-corpus.\n" in table
+    assert "\n\n**sharing: NOT apart.**\n\nsharing: joy counts as yes." in table
 
 
 def test_a_run_against_another(tmp_path: Path) -> None:

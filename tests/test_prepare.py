@@ -646,6 +646,11 @@ def test_command_exit_codes_and_sentences(tmp_path: Path, run: Any) -> None:
     assert not (tmp_path / "strict").exists()
     assert run("prepare", "manifest", str(path), out, "--merge", "joy=hap")[0] == 3  # c.wav is not there
     assert run("prepare", "nothing", str(path), out)[0] == 2
+    assert json.loads((tmp_path / "out/corpus.json").read_text())["name"] == "m"
+    assert run("prepare", "manifest", str(path), out, "--name", " my corpus ")[0] == 3
+    assert json.loads((tmp_path / "out/corpus.json").read_text())["name"] == "my corpus"
+    assert "--name: expected the corpus manifest" in run("prepare", "emodb", str(tmp_path), out, "--name", "x")[2]
+    assert run("prepare", "manifest", str(path), out, "--name", " ")[0] == 2
     code, _, err = run("prepare", "manifest", str(tmp_path / "none.jsonl"), out)
     assert code == 1 and "none.jsonl: expected a readable manifest" in err
     code, _, err = run("prepare", "manifest", str(path), out, "--detector", "eyes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -21,14 +22,17 @@ from small_corpus import TINY
 
 import avser_fast
 from avser_fast.ops import backends
-from python_training import protocol_command
+from python_training import data, protocol_command
 from python_training.__main__ import main
 from python_training.data import PreparedCorpus, prepare, read_corpus
 from python_training.data.boxes import Boxes, with_boxes
+from python_training.data.corpus import LABELS
+from python_training.data.manifest import entry_of
 from python_training.data.synthetic import write_iemocap
 from python_training.evaluation import read_folds
-from python_training.protocol_command import evaluate_protocol, show
+from python_training.protocol_command import evaluate_protocol
 from python_training.settings import Settings, load_settings
+from python_training.tables import show
 
 pytestmark = pytest.mark.skipif(backends.INTERPRETED, reason="minutes in the interpreter")
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,7 +156,12 @@ def test_another_corpus_is_tested_with_its_labels_mapped(
     (fold,) = read_folds(tmp_path / "evaluation")
     assert fold["protocol"] == "cross-corpus" and fold["keys"] == [u.key for u in prepared_emodb.utterances]
     assert fold["truth"] == [u.label for u in prepared_emodb.utterances]
-    assert said[0] == "label ang of the target counts as ang" and not summary["leakage"]
+    assert said == [f"label {x} of the target counts as {x}" for x in LABELS] and not summary["leakage"]
+    assert fold["name"] == f"cross-{artificial.name}-to-{prepared_emodb.name}" and summary["notes"] == said
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"corpus <b>{artificial.name}, tested on {prepared_emodb.name}</b>" in page
+    for text in (show(summary, "title", "corpora"), page):
+        assert all(line in text for line in said)
 
 
 @pytest.fixture(scope="module")
@@ -176,18 +185,121 @@ def test_utterances_without_speech_are_not_tested(
     assert sorted(k for f in folds for k in f["keys"]) == [u.key for u in spoken]
     # Of another corpus too, each beside its own answer: those of the whole corpus for the same utterances.
     for name, target in (("part", partly_silent), ("whole", artificial)):
-        other = [dataclasses.replace(u, path=None) for u in artificial.utterances]  # the same recordings are refused
-        source = PreparedCorpus(artificial.folder)
-        source.utterances = tuple(other)
         cross = {"protocol": "cross-corpus", "target": target, "stages": ["mdscm"]}
-        with pytest.raises(ValueError, match="cross-corpus: expected test speakers that are not in .*Ses02M in both"):
-            evaluate(settings, source, tmp_path / name, **cross)
-        summary = evaluate(settings, source, tmp_path / name, allow_leakage=True, **cross)
-        assert summary["leakage"].startswith("NOT speaker-independent")
+        with pytest.raises(
+            ValueError, match="cross-corpus: expected recordings that are not in .* that are trained on"
+        ):
+            evaluate(settings, artificial, tmp_path / name, **cross)
+        summary = evaluate(settings, artificial, tmp_path / name, allow_leakage=True, **cross)
+        assert summary["leakage"].startswith("NOT speaker-independent: recordings of ")
     (part,), (whole,) = (read_folds(tmp_path / name / "evaluation") for name in ("part", "whole"))
     assert part["keys"] == [u.key for u in spoken] and part["truth"] == [u.label for u in spoken]
     answers = dict(zip(whole["keys"], whole["models"]["mdscm"]))
     assert part["models"]["mdscm"] == [answers[key] for key in part["keys"]]
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two artificial trees of the same speakers, dialogs and turns in which no recording is the same."""
+    folder = tmp_path_factory.mktemp("trees")
+    for name, seed in (("a", 0), ("b", 1)):
+        write_iemocap(folder / name, sessions=2, dialogs=2, turns=8, seed=seed)
+    return folder
+
+
+def manifest(trees: Path, tree: str, out: Path, name: str = "", speaker: str = "", mute: str = "") -> PreparedCorpus:
+    """A tree as a manifest that `avser-fast prepare` read; its keys are the same in every tree."""
+    corpus = read_corpus("iemocap", trees / tree)
+    corpus = with_boxes(corpus, Boxes.read(trees / tree / "boxes.json"), detect=False)
+    lines = []
+    for n, u in enumerate(corpus.utterances[:16]):
+        line = entry_of(u, corpus.labels)
+        line |= {"key": f"u{n:03d}", "emo": LABELS[n // 4 % 4], "speaker": f"{speaker}{n % 4}"}
+        if line["speaker"] == mute:
+            del line["wav"]
+        lines.append(json.dumps(line))
+    out.mkdir(exist_ok=True)
+    (out / f"{tree}.jsonl").write_text("\n".join(lines))
+    named = ["--name", name] if name else []
+    assert main(["prepare", "manifest", str(out / f"{tree}.jsonl"), str(out / "p"), "--quiet", *named]) == 0
+    return PreparedCorpus(out / "p")
+
+
+CROSS: dict[str, Any] = {"protocol": "cross-corpus", "stages": ["avdal"]}
+
+
+def test_names_in_unrelated_corpora_are_no_leakage_and_hide_no_face(
+    settings: Settings, trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal keys and speakers, in corpora of other names and other recordings."""
+    a, b = manifest(trees, "a", tmp_path / "a"), manifest(trees, "b", tmp_path / "b")
+    assert (a.name, b.name) == ("a", "b") and a.speakers == b.speakers
+    assert [u.key for u in a.utterances] == [u.key for u in b.utterances]
+    divisions: list[Any] = []
+    real = protocol_command.train_stages
+
+    def train_stages(settings: Settings, speech: PreparedCorpus, division: Any, *rest: Any, **more: Any) -> Any:
+        divisions.append(division)
+        return real(settings, speech, division, *rest, **more)
+
+    monkeypatch.setattr(protocol_command, "train_stages", train_stages)
+    said: list[str] = []
+    summary = evaluate(settings, a, tmp_path / "out", faces=a, target=b, say=said.append, **CROSS)
+    assert summary["leakage"] == "" and summary["folds"] == ["cross-a-to-b"]
+    assert sorted(divisions[0].faces) == sorted(divisions[0].training) and len(divisions[0].faces) == 12
+    assert not any("faces" in line for line in said)
+    # Faces of the corpus under test are hidden, all of them, and counted.
+    with pytest.raises(ValueError, match="face"):
+        evaluate(settings, a, tmp_path / "own", faces=b, target=b, say=said.append, **CROSS)
+    assert said[-1] == "16 of 16 faces of b are of b or its speakers and are not shown"
+
+
+def test_speakers_of_corpora_of_one_name_are_the_same_people(settings: Settings, trees: Path, tmp_path: Path) -> None:
+    a, b = manifest(trees, "a", tmp_path / "a", name="x"), manifest(trees, "b", tmp_path / "b", name="x")
+    assert a.name == b.name == "x"
+    with pytest.raises(ValueError) as error:
+        evaluate(settings, a, tmp_path / "out", target=b, **{**CROSS, "stages": ["mdscm"]})
+    assert str(error.value) == (
+        f"cross-corpus: expected test speakers that are not in {a.folder}, also called x, got 0, 1, 2, 3 in both; a "
+        "corpus of other people needs another --name"
+    )
+    summary = evaluate(settings, a, tmp_path / "out", target=b, allow_leakage=True, **{**CROSS, "stages": ["mdscm"]})
+    assert summary["leakage"] == (
+        "NOT speaker-independent: 4 of 4 test speakers are also in training (protocol cross-corpus)"
+    )
+
+
+def test_the_same_recordings_elsewhere_under_other_names_are_refused(
+    settings: Settings, trees: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trees / "a", tmp_path / "trees/copy")
+    a = manifest(trees, "a", tmp_path / "a", speaker="A")
+    copy = manifest(tmp_path / "trees", "copy", tmp_path / "c", speaker="C")
+    mdscm = {**CROSS, "stages": ["mdscm"], "target": copy}
+    with pytest.raises(ValueError) as error:
+        evaluate(settings, a, tmp_path / "out", **mdscm)
+    assert str(error.value) == (
+        f"cross-corpus: expected recordings that are not in {a.folder}, got 16 of 16 that are trained on; the first "
+        "is u000, there u000"
+    )
+    summary = evaluate(settings, a, tmp_path / "out", allow_leakage=True, **mdscm)
+    assert summary["leakage"] == (
+        "NOT speaker-independent: recordings of 16 of 16 tested utterances are also in training (protocol cross-corpus)"
+    )
+
+
+def test_another_corpus_is_not_learnt_from_without_speech(
+    settings: Settings, trees: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last speaker has faces alone: the one before him picks the epoch."""
+    a, b = manifest(trees, "a", tmp_path / "a", mute="3"), manifest(trees, "b", tmp_path / "b")
+    assert len(a) == 16 and len(a.with_speech) == 12
+    evaluate(settings, a, tmp_path / "out", faces=a, target=b, **{**CROSS, "stages": ["mdscm"]})
+    (fold,) = read_folds(tmp_path / "out/evaluation")
+    assert fold["validation_of"] == "speaker 2 of a" and len(fold["keys"]) == 16
+    command = ["train", "--dataset", str(a.folder), "--quiet", "--validation", "3", "--out", str(tmp_path / "run")]
+    assert main(command) == 1
+    assert "--validation: expected speakers out of 0, 1, 2, got 3, who has no speech" in capsys.readouterr().err
 
 
 def test_faces_of_tested_speakers_are_hidden_where_they_are_prepared_again(
@@ -290,6 +402,35 @@ def test_reproduce_on_an_artificial_tree(tmp_path: Path, capsys: pytest.CaptureF
     assert "counts that are not the release's" in printed
     assert printed.count("on iemocap (not the whole release)") == 2 and "NOT speaker-independent" in printed
     assert "73.22" not in printed, "figures of the release beside those of another tree"
+
+
+def test_reproduce_of_a_release_with_unreadable_recordings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its totals are right, and yet it is not the whole release; the detector is named by its file's content."""
+    tree = write_iemocap(tmp_path / "tree", sessions=2, dialogs=2, turns=8, video=False)
+    whole = dataclasses.replace(read_corpus("iemocap", tree.root), faults=())
+    recording = whole.utterances[0].path
+    assert recording is not None
+    recording.write_bytes(b"RIFF")
+    detectors: list[Any] = []
+
+    def prepared(corpus: Any, folder: Path, detector: Any, progress: Any) -> Any:
+        detectors.append(detector)
+        return prepare(whole, folder)
+
+    monkeypatch.setattr(data, "prepare", prepared)
+    monkeypatch.setattr(sys.modules["python_training.data.command"], "parse_detector", lambda text: lambda picture: [])
+    model = tmp_path / "model.onnx"
+    model.write_text("a")
+    command = ["reproduce", "iemocap", "--root", str(tree.root), "--out", str(tmp_path / "out"), "--quiet", *SET,
+               "--config", "avdal-small", "--stages", "mdscm", "--protocols", "random-80-20",
+               "--detector", f"yunet:{model}"]  # fmt: skip
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "recording that cannot be used" in printed and "on iemocap (not the whole release)" in printed
+    assert "73.22" not in printed
+    assert detectors[0][0] == f"yunet:{hashlib.sha256(b'a').hexdigest()[:16]}"
 
 
 def test_from_training_to_infer(artificial: PreparedCorpus, tmp_path: Path) -> None:

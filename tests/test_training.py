@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from small_corpus import SPEAKERS, two_per_class
 import avser_fast
 from avser_fast import nn
 from avser_fast.errors import ConfigError
-from python_training import protocol_command
+from python_training import protocol_command, saved_model
 from python_training.__main__ import main
 from python_training.data import PreparedCorpus
 from python_training.data.augment import Augmentation
@@ -275,8 +276,18 @@ def test_command_line_trains_evaluates_and_labels_leakage(
     assert set(card["metrics"]["paths"]) == {"convolutions", "statistics"}
     assert avser_fast.load(model, precision="int8").infer([next(data.iterdir())])[0].backend == "engine/int8"
     capsys.readouterr()
-    assert main(["evaluate", *common, "--model", str(model)]) == 0
-    assert "NOT speaker-independent" in capsys.readouterr().out
+    assert main(["evaluate", *common, "--model", str(model), "--out", str(tmp_path / "saved")]) == 0
+    printed = capsys.readouterr().out
+    assert "NOT speaker-independent: the model was trained on the speakers 03, 08, 10" in printed
+    assert "| MDSCM | " in printed and "rows: truth" in printed and "% interval of the UA" in printed
+    summary = json.loads((tmp_path / "saved" / "summary.json").read_text())
+    assert summary["protocol"] == "saved-model" and summary["notes"] == []
+    assert main(["evaluate", *common, "--model", str(model), "--map", "hap=neu"]) == 0
+    printed = capsys.readouterr().out
+    assert "label hap of the target counts as neu" in printed
+    assert "labels of the source that are never tested: hap" in printed and "| no utterances |" in printed
+    assert main(["evaluate", *common, "--model", str(model), "--out", str(tmp_path / "loso")]) == 1
+    assert "loso: expected a folder of no other run, got one" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "loso"), "--collect", str(tmp_path / "kept")]) == 0
     table = capsys.readouterr().out
     assert "| loso | 2 |" in table
@@ -292,6 +303,18 @@ def test_command_line_trains_evaluates_and_labels_leakage(
     )
     kept = next((tmp_path / "loso" / "evaluation").glob("*.json"))
     text = kept.read_text()
+    assert "never heard the speaker under test" in page and "on the speaker they never heard" in page
+    kept.write_text(json.dumps(json.loads(text) | {"shares_speakers": True, "leakage": "NOT speaker-independent: 03"}))
+    assert main(["release", *common, "--out", str(model), "--evaluation", str(tmp_path / "loso")]) == 0
+    page = (tmp_path / "m.md").read_text()
+    assert "NOT speaker-independent: 03: no figure here holds for" in page and "**loso: NOT speaker-ind" in page
+    assert "never heard" not in page
+    kept.write_text(text.replace(f'"{SPEAKER}"', '"cross-corpus"'))
+    assert main(["release", *common, "--out", str(model), "--evaluation", str(tmp_path / "loso")]) == 1
+    assert "expected an evaluation on " in capsys.readouterr().err
+    kept.write_text(text.replace('"mdscm"', '"avdal"'))
+    assert main(["release", *common, "--out", str(model), "--evaluation", str(tmp_path / "loso")]) == 1
+    assert "expected an evaluation with mdscm in every fold, got one without" in capsys.readouterr().err
     kept.write_text(text.replace('"keys": ["', '"keys": ["x'))
     assert main(["release", *common, "--out", str(model), "--evaluation", str(tmp_path / "loso")]) == 1
     assert "got 1 utterances that are not in it with that label (the first is x" in capsys.readouterr().err
@@ -301,6 +324,76 @@ def test_command_line_trains_evaluates_and_labels_leakage(
     assert "expected EMO-DB recordings" in capsys.readouterr().err
     assert main(["evaluate", *common, "--set", "lr=3"]) == 1
     assert "expected SECTION.KEY=VALUE" in capsys.readouterr().err
+
+
+def test_a_model_whose_speakers_are_unknown_is_not_known_to_be_independent() -> None:
+    def leakage(card: dict[str, Any], *tested: str) -> str:
+        return saved_model._leakage({"protocol": card.get("protocol"), "card": card}, "b", set(tested))
+
+    unknown = "NOT known to be speaker-independent: "
+    for speakers in ([], [""], ["", "x"]):
+        said = leakage({"protocol": {"training_speakers": speakers}}, "", "y")
+        assert said == f"{unknown}the model file does not name the speakers on which it was trained"
+    assert leakage({}, "y").startswith(unknown)
+    known = {"training_speakers": ["x"], "validation_speakers": ["v"]}
+    assert leakage({"protocol": known}, "y") == ""
+    assert leakage({"protocol": known}, "y", "") == f"{unknown}speakers of b are unknown"
+    assert leakage({"protocol": known}, "x", "v") == (
+        "NOT speaker-independent: the model was trained on the speakers x; "
+        "NOT speaker-independent: the model was picked by its score on the speakers v"
+    )
+    of_b = {"protocol": known, "data": {"corpus": "B, four classes", "name": "b"}}
+    assert leakage(of_b, "x") == "NOT speaker-independent: the model was trained on the speakers x"
+    assert leakage({"protocol": known, "data": {"corpus": "a"}}, "x") == (
+        "NOT speaker-independent unless these are other people: the model was trained on speakers of these names, of "
+        "a: x"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--map", "a=b"], "--map: expected --test-dataset or --model"),
+        (["--test-dataset", "b", "--protocol", SPEAKER], "--protocol: expected no --test-dataset"),
+        (["--model", "m", "--test-dataset", "b"], "--test-dataset: expected no --model"),
+        (["--model", "m", "--protocol", SPEAKER], "--protocol: expected no --model"),
+        (["--model", "m", "--allow-leakage"], "--allow-leakage: expected no --model"),
+    ],
+)
+def test_options_that_would_be_ignored(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["evaluate", "--dataset", "a", *options])
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--threads", "-1"], "--threads: expected a whole number of at least 1, got '-1'"),
+        (["evaluate", "--threads", "0"], "--threads: expected a whole number of at least 1, got '0'"),
+        (["evaluate", "--seeds", "0,-1"], "--seeds: expected whole numbers of at least 0 separated by commas, got '0"),
+        (["train", "--out", "o", "--seed", "-1"], "--seed: expected a whole number of at least 0, got '-1'"),
+        (["train", "--out", "o", "--every", "0"], "--every: expected a whole number of at least 1, got '0'"),
+        (["reproduce", "--protocols", "random-80-20,leave-one"], "--protocols: expected some of random-80-20, leave-"),
+    ],
+)
+def test_numbers_and_names_that_are_none(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = ["iemocap", "--root", "r", "--out", "o"] if arguments[0] == "reproduce" else ["--dataset", "a"]
+    with pytest.raises(SystemExit) as end:
+        main([arguments[0], *corpus, *arguments[1:]])
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_pipe_that_is_closed_is_no_error() -> None:
+    run = CONFIGS.parent / "results" / "protocols"
+    command = [sys.executable, "-m", "python_training", "report", *map(str, sorted(run.glob("*.json"))[:1])]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, cwd=CONFIGS.parents[1], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode == 1 and done.stderr == ""
 
 
 def test_usage_errors_exit_with_2() -> None:

@@ -39,6 +39,19 @@ def pair(text: str) -> tuple[str, str]:
     return name, target
 
 
+def whole_number(text: str) -> int:
+    """An option's whole number of at least 0."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
+def corpus_name(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"expected a name of printable characters, got {text!r}")
+    return text.strip()
+
+
 def add_parsers(commands: Any) -> None:
     """Add ``prepare`` and ``synthesize`` to the subcommands of a parser."""
     command = commands.add_parser(
@@ -54,6 +67,12 @@ def add_parsers(commands: Any) -> None:
     command.add_argument("root", type=Path, metavar="ROOT", help="where the corpus is")
     command.add_argument(
         "out", type=Path, metavar="OUT", help="folder to write; what is there already is not made again"
+    )
+    command.add_argument(
+        "--name",
+        type=corpus_name,
+        help="what a manifest's corpus is called (default: as its file, without the suffix); speakers of one name in "
+        "corpora of one name are the same people",
     )
     command.add_argument(
         "--labels", type=_names, default=LABELS, metavar="A,B", help=f"classes in order (default: {','.join(LABELS)})"
@@ -103,7 +122,7 @@ def add_parsers(commands: Any) -> None:
     command.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     command.add_argument("--dialogs", type=count, default=2, help="of each session (default: %(default)s)")
     command.add_argument("--turns", type=count, default=8, help="of each dialog (default: %(default)s)")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=whole_number, default=0)
 
 
 def _classes(arguments: argparse.Namespace) -> Classes:
@@ -131,7 +150,7 @@ def _with_faces(corpus: Corpus, arguments: argparse.Namespace) -> Corpus:
     return corpus
 
 
-def _detector(text: str) -> tuple[str, Detector]:
+def named_detector(text: str) -> tuple[str, Detector]:
     """A detector, and for the cache its kind with the digest of its file: another file is another detector."""
     detector = parse_detector(text)
     kind, _, file = text.partition(":")
@@ -147,9 +166,13 @@ def run_prepare(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--no-faces: expected no other option about faces, got --{given[0].replace('_', '-')}")
     if "boxes" in given and "face_clips" in given:
         raise ValueError("--face-clips: expected no --boxes, because these faces are cropped already, got both")
-    detector = None if arguments.detector is None else _detector(arguments.detector)
+    if arguments.name is not None and arguments.corpus != "manifest":
+        raise ValueError(f"--name: expected the corpus manifest, got {arguments.corpus}, which has a name")
+    detector = None if arguments.detector is None else named_detector(arguments.detector)
     front_ends = [load_settings(name).front_end.front_end() for name in arguments.config or ["mdscm-small"]]
     corpus = _with_faces(read_corpus(arguments.corpus, arguments.root, _classes(arguments)), arguments)
+    if arguments.name is not None:
+        corpus = dataclasses.replace(corpus, name=arguments.name)
     if arguments.strict and corpus.faults:
         first = corpus.faults[0]
         raise ValueError(f"--strict: expected a corpus without faults, found {len(corpus.faults)}; the first: {first}")

@@ -131,7 +131,7 @@ def _utterance(entry: dict[str, Any], label: int, folder: Path) -> Utterance:
 
 
 def read_manifest(path: Path, classes: Classes | None = None) -> Corpus:
-    """The utterances of a manifest (see above) whose emotion is in ``classes``.
+    """The utterances of a manifest (see above) whose emotion is in ``classes``; the corpus has the name of the file.
 
     A line that cannot be used is a fault that names it, and the others are read; an unknown field is named once and
     ignored.  ValueError for a file that cannot be read or holds no line.
@@ -178,7 +178,7 @@ def read_manifest(path: Path, classes: Classes | None = None) -> Corpus:
         faults.append(Fault("unknown-field", f"{path}, {lines_}", message))
     if not any(line.strip() for line in lines):
         raise ValueError(f"{path}: expected a manifest of one JSON object per line, got an empty file")
-    return Corpus("manifest", classes.labels, sorted_utterances(utterances), tuple(faults), dict(dropped))
+    return Corpus(path.stem, classes.labels, sorted_utterances(utterances), tuple(faults), dict(dropped))
 
 
 def entry_of(utterance: Utterance, labels: tuple[str, ...]) -> dict[str, Any]:

@@ -84,6 +84,10 @@ class PreparedCorpus:
     def speakers(self) -> list[str]:
         return sorted({u.speaker for u in self.utterances})
 
+    def recordings(self, i: int) -> tuple[str, ...]:
+        """Digests of the files of sound and face that hold utterance i, wherever they are and whatever it is called."""
+        return tuple(key.split(":")[0] for key in (self._waveform_keys[i], self._face_keys[i]) if key is not None)
+
     def waveform(self, i: int) -> np.ndarray:
         """(n,) int16 or float32 at int16 scale and ``sampling_rate``."""
         key = self._waveform_keys[i]
