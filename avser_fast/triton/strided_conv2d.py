@@ -50,22 +50,24 @@ def column(k, C, TAPS: tl.constexpr):
 
 @triton.jit
 def gathered_block(
-    x, mean, scale, shift, row, M, H, W, HO, WO, C, start, BLOCK_K: tl.constexpr,
+    x, mean, scale, shift, first, line, M, H, W, HO, WO, C, start, BLOCK_K: tl.constexpr,
     TAPS: tl.constexpr, ALIGNED: tl.constexpr, NORM: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    """Gathered matrix (rows, columns) in float32, zero outside the map.  ALIGNED: the columns share their tap."""
+    """Gathered matrix (rows ``first + line``, columns) in float32, zero outside the map.  ALIGNED: the columns share
+    their tap."""
     k = start + tl.arange(0, BLOCK_K)
     if ALIGNED:
-        dy, dx, first = column(start, C, TAPS)
-        channel = first + tl.arange(0, BLOCK_K)
+        dy, dx, lowest = column(start, C, TAPS)
+        channel = lowest + tl.arange(0, BLOCK_K)
     else:
         dy, dx, channel = column(k, C, TAPS)
         dy = dy[None, :]
         dx = dx[None, :]
     inside = k < TAPS * C
     average, factor, offset = load_norm(mean, scale, shift, channel, inside, NORM)
+    row = first + line
     n, h, w = positions(row, HO, WO)
-    n0 = tl.min(n, 0)
+    n0 = first // (HO * WO)
     y = 2 * h[:, None] + dy
     z = 2 * w[:, None] + dx
     mask = (row < M)[:, None] & inside[None, :] & (y >= 0) & (y < H) & (z >= 0) & (z < W)
@@ -86,12 +88,13 @@ def forward_kernel(
 ):  # fmt: skip
     """y (M, OUT), M = N HO WO, with the statistics of the rounded y per block of rows."""
     first = tl.program_id(0) * BLOCK_M
-    row = first + tl.arange(0, BLOCK_M)
+    line = tl.arange(0, BLOCK_M)
+    row = first + line
     out = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, TAPS * C, BLOCK_K):
         left = gathered_block(
-            x, mean, scale, shift, row, M, H, W, HO, WO, C, start, BLOCK_K, TAPS, ALIGNED, NORM, RELU
+            x, mean, scale, shift, first, line, M, H, W, HO, WO, C, start, BLOCK_K, TAPS, ALIGNED, NORM, RELU
         )  # fmt: skip
         k = start + tl.arange(0, BLOCK_K)
         at = (k % C) * TAPS + k // C
@@ -122,12 +125,13 @@ def input_kernel(
     q = tl.program_id(2) % 2
     height = (H - p + 1) // 2
     width = (W - q + 1) // 2
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = tl.program_id(0) * BLOCK_M
+    row = first + tl.arange(0, BLOCK_M)
     there = row < N * height * width
     channel = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = channel < C
     n, a, b = positions(row, tl.maximum(height, 1), tl.maximum(width, 1))  # a class may be empty
-    n0 = tl.min(n, 0)
+    n0 = first // (tl.maximum(height, 1) * tl.maximum(width, 1))
     grad += n0.to(tl.int64) * HO * WO * OUT
     y += n0.to(tl.int64) * HO * WO * OUT
     taps = (1 + p) * (1 + q) if TAPS == 9 else (1 - p) * (1 - q)
@@ -195,7 +199,7 @@ def weight_kernel(
         g = output_gradient(grad + skip, y + skip, at, mask, gm, gv, ym, inverse_count)
         total += tl.sum(g, 1)
         right = gathered_block(
-            x, mean, scale, shift, first + line, M, H, W, HO, WO, C, start, BLOCK_N, TAPS, ALIGNED, NORM, RELU
+            x, mean, scale, shift, first, line, M, H, W, HO, WO, C, start, BLOCK_N, TAPS, ALIGNED, NORM, RELU
         )  # fmt: skip
         acc = dot(narrow(g, x.dtype.element_ty), narrow(right, x.dtype.element_ty), acc, PRECISION)
     k = start + tl.arange(0, BLOCK_N)
