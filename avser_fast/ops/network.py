@@ -312,6 +312,7 @@ def _layer_grad(ctx: Any, grad: Tensor, *_unused: Tensor | None) -> tuple[Any, .
 
 
 autograd("temporal_attention", _layer_grad, _layer_context)
+# y in autocast's dtype on every device; torch's layer norm alone makes float32 of it, and on a GPU only.
 autocast("temporal_attention", lambda dtype, *a: (*_low(dtype, *a[:9]), *a[9:]))
 
 
