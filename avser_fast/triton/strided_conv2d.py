@@ -1,8 +1,9 @@
 """Convolutions of stride 2, 3x3 and 1x1, as products whose left side is gathered while they run.
 
-Columns of the gathered matrix are numbered tap-major, ``k = tap C + channel``.  Backward: ``input_kernel`` takes the
-four classes of input positions (even or odd row and column) apart, each of which meets its own taps and no others;
-``weight_kernel`` has the gradients of weight and bias.
+Columns of the gathered matrix are numbered tap-major, ``k = tap C + channel``; a weight is read in that order, (OUT,
+TAPS, C), which is its channels-last memory, and its gradient is written as (OUT, C, TAPS).  Backward: ``input_kernel``
+takes the four classes of input positions (even or odd row and column) apart, each of which meets its own taps and no
+others; ``weight_kernel`` has the gradients of weight and bias.
 """
 
 from __future__ import annotations
@@ -97,9 +98,8 @@ def forward_kernel(
             x, mean, scale, shift, first, line, M, H, W, HO, WO, C, start, BLOCK_K, TAPS, ALIGNED, NORM, RELU
         )  # fmt: skip
         k = start + tl.arange(0, BLOCK_K)
-        at = (k % C) * TAPS + k // C
         mask = (k < TAPS * C)[:, None] & (out < OUT)[None, :]
-        right = tl.load(weight + at[:, None] + out[None, :] * (C * TAPS), mask=mask, other=0.0)
+        right = tl.load(weight + k[:, None] + out[None, :] * (TAPS * C), mask=mask, other=0.0)
         acc = dot(narrow(left, x.dtype.element_ty), right, acc, PRECISION)
     if BIAS:
         acc += tl.load(bias + out, mask=out < OUT, other=0.0).to(tl.float32)[None, :]
@@ -160,7 +160,7 @@ def input_kernel(
             place = dy * 3 + dz
         else:
             place = tl.zeros((BLOCK_K,), tl.int32)
-        at = (out * (C * TAPS) + place)[:, None] + channel[None, :] * TAPS
+        at = ((out * TAPS + place) * C)[:, None] + channel[None, :]
         right = tl.load(weight + at, mask=known[:, None] & inside[None, :], other=0.0)
         acc = dot(narrow(left, weight.dtype.element_ty), right, acc, PRECISION)
     mask = there[:, None] & inside[None, :]
@@ -235,7 +235,7 @@ def strided_conv2d(
         forward_kernel,
         (tiles, cdiv(out, block.n)),
         rows(x),
-        weight.contiguous(),
+        rows(weight),
         or_x(x, bias),
         or_x(x, mean),
         or_x(x, scale),
@@ -292,7 +292,7 @@ def strided_conv2d_backward(
     results = (dx, dweight, dbias, *vectors)
     if m == 0:
         return zeros(results)
-    grad, y, x, weight = rows(grad), rows(y), rows(x), weight.contiguous()
+    grad, y, x, weight = rows(grad), rows(y), rows(x), rows(weight)
     of_output = (grad, y, grad_mean.contiguous(), grad_var.contiguous(), y_mean.contiguous())
     before = (or_x(x, mean), or_x(x, scale), or_x(x, shift))
     flags = {"TAPS": taps, "NORM": norm, "RELU": relu, "PRECISION": precision(x)}
