@@ -43,7 +43,8 @@ from .common import (
 def depthwise_block(
     x, weight, mean, scale, shift, first, line, M, H, W, C, channel, NORM: tl.constexpr, RELU: tl.constexpr
 ):
-    """Depthwise output (lines, channels) in float32; padding is zero after the batch norm and the ReLU."""
+    """Depthwise output (lines, channels) in float32 by the weight (9, C); padding is zero after the batch norm and the
+    ReLU."""
     inside = channel < C
     average, factor, offset = load_norm(mean, scale, shift, channel, inside, NORM)
     row = first + line
@@ -59,7 +60,7 @@ def depthwise_block(
         value = tl.load(start + at, mask=mask, other=0.0).to(tl.float32)
         value = rectified_affine(value, average, factor, offset, NORM, RELU)
         value = tl.where(mask, value, 0.0)  # without a norm, too: then it keeps the nine loads in one layout
-        total += value * tl.load(weight + channel * 9 + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
+        total += value * tl.load(weight + tap * C + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
     return total
 
 
@@ -155,8 +156,11 @@ def depthwise_kernel(
     inside = channel < C
     average, factor, offset = load_norm(mean, scale, shift, channel, inside, NORM)
     line = tl.arange(0, BLOCK_M)
-    sum_line = tl.arange(0, 16)[:, None]
-    sums = tl.zeros((16, BLOCK_C), tl.float32)
+    # Summed over the rows of the block after the last step: a sum over threads costs two barriers.
+    zero = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero)
+    sum_scale = zero
+    sum_shift = zero
     for step in range(0, steps):
         first = (run * steps + step) * BLOCK_M
         skip = first.to(tl.int64) * C
@@ -173,17 +177,25 @@ def depthwise_kernel(
             there = (row < M) & (h + dy >= 0) & (h + dy < H) & (w + dw >= 0) & (w + dw < W)
             near = (line + (dy * W + dw))[:, None] * C + channel[None, :]
             g = tl.load(inner + skip + near, mask=there[:, None] & inside[None, :], other=0.0).to(tl.float32)
-            total += g * tl.load(depthwise + channel * 9 + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
-            sums += tl.where(sum_line == tap, tl.sum(g * before, 0)[None, :], 0.0)
+            total += g * tl.load(depthwise + tap * C + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
+            sums = sums[:tap] + (sums[tap] + g * before,) + sums[tap + 1 :]
         grad, of_scale, of_shift = affine_gradient(total, value, average, factor, offset, NORM, RELU)
         if NEED_INPUT:
             tl.store(dx + skip + at, narrow(grad, dx.dtype.element_ty), mask=here)
         if NORM:
-            sums += tl.where(sum_line == 9, tl.sum(tl.where(here, of_scale, 0.0), 0)[None, :], 0.0)
-            sums += tl.where(sum_line == 10, tl.sum(tl.where(here, of_shift, 0.0), 0)[None, :], 0.0)
-    lines: tl.constexpr = 11 if NORM else 9
-    at = tl.where(sum_line < 9, channel[None, :] * 9 + sum_line, sum_line * C + channel[None, :])
-    tl.store(partial + run.to(tl.int64) * (lines * C) + at, sums, mask=inside[None, :] & (sum_line < lines))
+            sum_scale += tl.where(here, of_scale, 0.0)
+            sum_shift += tl.where(here, of_shift, 0.0)
+    partial += run.to(tl.int64) * ((11 if NORM else 9) * C)
+    for tap in tl.static_range(9):
+        tl.store(partial + channel * 9 + tap, tl.sum(sums[tap], 0), mask=inside)
+    if NORM:
+        tl.store(partial + 9 * C + channel, tl.sum(sum_scale, 0), mask=inside)
+        tl.store(partial + 10 * C + channel, tl.sum(sum_shift, 0), mask=inside)
+
+
+def by_tap(depthwise: Tensor) -> Tensor:
+    """The depthwise weight as the kernels read it, (9, C): a block's channels lie beside each other."""
+    return depthwise.reshape(-1, 9).t().contiguous()
 
 
 def separable_conv2d(
@@ -211,7 +223,7 @@ def separable_conv2d(
         forward_kernel,
         (tiles, cdiv(out, block.n)),
         x,
-        depthwise.contiguous(),
+        by_tap(depthwise),
         pointwise.contiguous(),
         or_x(x, mean),
         or_x(x, scale),
@@ -261,7 +273,7 @@ def separable_conv2d_backward(
     dscale, dshift = (new_wide(x, c), new_wide(x, c)) if norm else (none(new_wide(x)), none(new_wide(x)))
     if m > 0:
         grad, y, x = rows(grad), rows(y), rows(x)
-        depthwise, pointwise = depthwise.contiguous(), pointwise.contiguous()
+        taps, pointwise = by_tap(depthwise), pointwise.contiguous()
         of_output = (grad, y, grad_mean.contiguous(), grad_var.contiguous(), y_mean.contiguous())
         before = (or_x(x, mean), or_x(x, scale), or_x(x, shift))
         inner = new_map(x, n, c, h, w)
@@ -292,7 +304,7 @@ def separable_conv2d_backward(
                 (runs, *tiles),
                 *of_output,
                 x,
-                depthwise,
+                taps,
                 *before,
                 partial,
                 m,
@@ -321,7 +333,7 @@ def separable_conv2d_backward(
             (runs, columns),
             inner,
             x,
-            depthwise,
+            taps,
             *before,
             dx,
             partial,
