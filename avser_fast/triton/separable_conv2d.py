@@ -215,7 +215,7 @@ def separable_conv2d(
     m = n * h * w
     if m == 0:
         return y, x.new_zeros((out,), dtype=new_wide(x).dtype), new_wide(x, out).zero_()
-    block = blocks.convolution(out, c, x.dtype)
+    block = blocks.separable(out, c, x.dtype)
     tiles = cdiv(m, block.m)
     part_mean, part_m2 = new_wide(x, tiles, out), new_wide(x, tiles, out)
     x = rows(x)
@@ -295,7 +295,7 @@ def separable_conv2d_backward(
             num_warps=block.warps,
         )
         if need_weights:
-            block = blocks.weight_gradient(out, c, x.dtype)
+            block = blocks.separable_gradient(out, c, x.dtype)
             tiles = (cdiv(out, block.m), cdiv(c, block.n))
             steps, runs = shares(cdiv(m, block.k), blocks.splits(tiles[0] * tiles[1], cdiv(m, block.k)))
             partial = new_wide(x, runs, out * c)
@@ -324,7 +324,7 @@ def separable_conv2d_backward(
                 num_stages=block.stages,
             )
             sum_partials(partial, dpointwise)
-        block_m, block_c, warps = blocks.smaller(c)
+        block_m, block_c, warps = blocks.window(c)
         columns = cdiv(c, block_c)
         steps, runs = shares(cdiv(m, block_m), cdiv(blocks.PROGRAMS, columns))
         partial = new_wide(x, runs, (11 if norm else 9) * c)
