@@ -55,7 +55,7 @@ def largest_in_window(x, mean, scale, shift, n, h, w, there, H, W, C, channel, i
     return best, raw, place
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def forward_kernel(
     x, mean, scale, shift, shortcut, s_mean, s_scale, s_shift, seed, out, M, H, W, HO, WO, C, threshold, factor,
     DROPOUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -77,7 +77,7 @@ def forward_kernel(
     tl.store(out + at, narrow(value, out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["M", "steps"])
 def window_kernel(
     grad, x, mean, scale, shift, shortcut, s_mean, s_scale, s_shift, seed, places, dshortcut, partial,
     M, H, W, HO, WO, C, steps, threshold, factor,
@@ -119,7 +119,7 @@ def window_kernel(
     tl.store(partial + at + 2 * C, tl.sum(of_other, 0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def input_kernel(grad, places, scale, dx, M, H, W, HO, WO, C, factor, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
     """dx (M, C), M = N H W: input (h, w) lies in the windows (h + 1) / 2 and, if h is odd, the one before; so for w."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)

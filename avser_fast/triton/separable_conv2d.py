@@ -64,7 +64,7 @@ def depthwise_block(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def forward_kernel(
     x, depthwise, pointwise, mean, scale, shift, y, part_mean, part_m2, M, H, W, C, OUT,
     NORM: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
@@ -87,7 +87,7 @@ def forward_kernel(
     store_statistics(rounded.to(tl.float32), first, M, out, out < OUT, part_mean, part_m2, OUT, BLOCK_M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def input_kernel(
     grad, y, grad_mean, grad_var, y_mean, pointwise, inner, M, C, OUT, inverse_count, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -113,7 +113,7 @@ def input_kernel(
     tl.store(inner + at, narrow(acc, inner.dtype.element_ty), mask=there & (channel < C)[None, :])
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["M", "steps"])
 def pointwise_kernel(
     grad, y, grad_mean, grad_var, y_mean, x, depthwise, mean, scale, shift, partial,
     M, H, W, C, OUT, steps, inverse_count,
@@ -140,7 +140,7 @@ def pointwise_kernel(
     tl.store(partial + at, acc, mask=inside[:, None] & (channel < C)[None, :])
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["M", "steps"])
 def depthwise_kernel(
     inner, x, depthwise, mean, scale, shift, dx, partial, M, H, W, C, steps,
     NORM: tl.constexpr, RELU: tl.constexpr, NEED_INPUT: tl.constexpr,

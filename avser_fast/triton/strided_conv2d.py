@@ -80,7 +80,7 @@ def gathered_block(
     return value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def forward_kernel(
     x, weight, bias, mean, scale, shift, y, part_mean, part_m2, M, H, W, HO, WO, C, OUT,
     TAPS: tl.constexpr, ALIGNED: tl.constexpr, BIAS: tl.constexpr,
@@ -109,7 +109,7 @@ def forward_kernel(
     store_statistics(rounded.to(tl.float32), first, M, out, out < OUT, part_mean, part_m2, OUT, BLOCK_M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def input_kernel(
     grad, y, grad_mean, grad_var, y_mean, x, weight, mean, scale, shift, dx, partial,
     N, H, W, HO, WO, C, OUT, inverse_count,
@@ -175,7 +175,7 @@ def input_kernel(
         tl.store(partial + line + C + channel, tl.sum(tl.where(mask, of_shift, 0.0), 0), mask=inside)
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["M", "steps"])
 def weight_kernel(
     grad, y, grad_mean, grad_var, y_mean, x, mean, scale, shift, partial,
     M, H, W, HO, WO, C, OUT, steps, inverse_count,
