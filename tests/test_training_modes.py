@@ -217,7 +217,7 @@ class AsOnCuda(TorchFunctionMode):
             return func(*wide, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("device", [*DEVICES, "cpu as cuda"])
+@pytest.mark.parametrize("device", [*DEVICES, "cpu as a GPU"])
 @pytest.mark.parametrize("training", (True, False))
 def test_autocast(training: bool, device: str) -> None:
     """bf16 in, bf16 out; parameters, their gradients and all statistics stay float32; no less exact than torch.
@@ -225,7 +225,7 @@ def test_autocast(training: bool, device: str) -> None:
     Torch's layer norm makes float32 of bf16 on a GPU, and its features are what it made; those of the fused ops are
     bf16 on every device.  24 seeds: with six, a gradient of ours was once 3.3 times as wrong as torch's, with 24 1.1.
     """
-    as_on_cuda, emulated = device != "cpu", AsOnCuda if device == "cpu as cuda" else contextlib.nullcontext
+    as_on_cuda, emulated = device != "cpu", AsOnCuda if device == "cpu as a GPU" else contextlib.nullcontext
     device = device.split()[0]
     errors: dict[str, dict[str, float]] = {"auto": {}, "reference": {}}
     for seed in range(24):
