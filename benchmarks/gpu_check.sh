@@ -75,11 +75,12 @@ for of in ceilings utterances-1 utterances-205 samples log_mel utterances-16; do
 done
 part log_mel_tests 40 "${tests[@]}" tests/test_ops.py -k cuda
 part triton_tests 90 "${tests[@]}" "${spread[@]}" tests/test_triton_backend.py -k "not interpreted" && triton=1
-part training_tests 120 "${tests[@]}" "${spread[@]}" tests/test_training_ops.py tests/test_training_modes.py \
+# Up to 500 kernels are compiled here, half a second each, by all workers; `training` then finds its own in the cache.
+part training_tests 170 "${tests[@]}" "${spread[@]}" tests/test_training_ops.py tests/test_training_modes.py \
     -k "cuda or graph" -m "not slow" && [ "${triton:-0}" -eq 1 ] && passed+=(triton)
 # What `doctor` says of the kernels: the device on which the tests passed.
 [ "${#passed[@]}" -gt 0 ] && "$python" -m benchmarks.gpu_verified "$out" "${passed[@]}"
-part training 80 "$python" -m benchmarks.gpu_training "$out" gradients pair step peak_mb
+part training 120 "$python" -m benchmarks.gpu_training "$out" gradients pair step peak_mb
 part triton 50 "$python" -m benchmarks.gpu_inference "$out" mdscm-published default
 if command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck synccheck; do

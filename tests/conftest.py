@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def artificial(tmp_path_factory: pytest.TempPathFactory) -> PreparedCorpus:
     tree = write_iemocap(folder / "tree", sessions=2, dialogs=2, turns=8)
     prepare(with_boxes(read_corpus("iemocap", tree.root), Boxes(tree.boxes), detect=False), folder / "out")
     return PreparedCorpus(folder / "out")
+
+
+@pytest.fixture
+def whole_float32() -> Iterator[None]:
+    """Torch's convolutions on a GPU, which results are judged by, in whole float32: left alone they run in TF32."""
+    import torch
+
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = tf32
 
 
 @pytest.fixture

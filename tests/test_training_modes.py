@@ -5,6 +5,7 @@ Every test runs the whole of a small network, on the CPU and where there is one 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import platform
@@ -20,6 +21,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from avser_fast import config, nn, ops, reference
@@ -27,7 +29,10 @@ from avser_fast.errors import BackendError
 from avser_fast.ops import backends
 from avser_fast.testing import assert_close, max_error
 
-pytestmark = pytest.mark.skipif(backends.INTERPRETED, reason="minutes in the interpreter")
+pytestmark = [
+    pytest.mark.skipif(backends.INTERPRETED, reason="minutes in the interpreter"),
+    pytest.mark.usefixtures("whole_float32"),
+]
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 #: The fused backend of a device.
@@ -101,10 +106,8 @@ def assert_same(found: Step, expected: Step, tolerance: float = 0.0) -> None:
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False  # the reference on a GPU, in whole float32
+    threads = torch.get_num_threads()
     yield
-    torch.backends.cudnn.allow_tf32 = tf32
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
     torch.compiler.reset()
@@ -199,22 +202,45 @@ def test_a_lambda_changed_between_compiled_steps_takes_effect(device: str) -> No
 # ---- autocast
 
 
-@pytest.mark.parametrize("device", DEVICES)
+class AsOnCuda(TorchFunctionMode):
+    """Under autocast, what torch computes in float32 on a GPU and in bf16 on a CPU is computed in float32."""
+
+    WIDE = frozenset(
+        ("cross_entropy", "cumsum", "exp", "layer_norm", "log", "log_softmax", "norm", "pow", "softmax", "sum")
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") not in self.WIDE or not torch.is_autocast_enabled("cpu"):
+            return func(*args, **(kwargs or {}))
+        wide = [a.float() if isinstance(a, Tensor) and a.dtype == torch.bfloat16 else a for a in args]
+        with torch.autocast("cpu", enabled=False):
+            return func(*wide, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("device", [*DEVICES, "cpu as a GPU"])
 @pytest.mark.parametrize("training", (True, False))
 def test_autocast(training: bool, device: str) -> None:
-    """bf16 in, bf16 out; parameters, their gradients and all statistics stay float32; no less exact than torch."""
+    """bf16 in, bf16 out; parameters, their gradients and all statistics stay float32; no less exact than torch.
+
+    Torch's layer norm makes float32 of bf16 on a GPU, and its features are what it made; those of the fused ops are
+    bf16 on every device.  24 seeds: with six, a gradient of ours was once 3.3 times as wrong as torch's, with 24 1.1.
+    """
+    as_on_cuda, emulated = device != "cpu", AsOnCuda if device == "cpu as a GPU" else contextlib.nullcontext
+    device = device.split()[0]
     errors: dict[str, dict[str, float]] = {"auto": {}, "reference": {}}
-    for seed in range(6):
+    for seed in range(24):
         clips, targets = batch(device, seed, utterances=8)
         exact = step(model("cpu", "reference", seed=seed).double().train(training), clips.cpu().double(), targets.cpu())
         dtypes: dict[str, dict[str, torch.dtype]] = {}
         for backend, found in errors.items():
             module = model(device, backend, seed=seed).train(training)
-            with torch.autocast(device, torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16), emulated():
                 taken = step(module, clips, targets)
             dtypes[backend] = {name: value.dtype for name, value in taken.items()}
             for name in exact:
                 found[name] = found.get(name, 0.0) + error_of(name, taken, exact) ** 2
+        assert dtypes["reference"].pop("output features") == (torch.float32 if as_on_cuda else torch.bfloat16)
+        assert dtypes["auto"].pop("output features") == torch.bfloat16
         assert dtypes["auto"] == dtypes["reference"]
         assert dtypes["auto"]["output clip_logits"] == torch.bfloat16
         kept = {v for k, v in dtypes["auto"].items() if k.startswith(("gradient", "buffer"))}

@@ -22,6 +22,8 @@ from avser_fast.errors import AvserError
 from avser_fast.ops import backends
 from avser_fast.testing import assert_close
 
+pytestmark = pytest.mark.usefixtures("whole_float32")
+
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() and not backends.INTERPRETED else [])
 DTYPES = [torch.float32, torch.bfloat16]
 IDS = {"ids": lambda case: case.name if isinstance(case, Case) else str(case).removeprefix("torch.")}

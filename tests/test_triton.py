@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from training_cases import PUBLISHED, WIDE, Case, head, layer, loss
+from training_cases import PUBLISHED, WIDE, Case, attention, head, layer, loss, pool, separable, strided
 
 from avser_fast import nn
 from avser_fast.config import ModelSpec
@@ -275,6 +275,24 @@ def test_every_kernel_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in functions.keys() - named:
         called = re.compile(rf"\b{functions[name].fn.__name__}\(")
         assert any(called.search(other.src) for key, other in functions.items() if key != name), f"{name}: not used"
+
+
+def test_another_batch_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither another number of clips nor one that 16 divides: what is launched differs in nothing that is compiled."""
+
+    def compiled(n: int) -> list[Launch]:
+        cases = [
+            strided(n, 32, 16, 8, 8),
+            separable(n, 16, 32, 6, 5),
+            pool(n, 32, 6, 5, dropout=0.5),
+            attention(n, 32, 3, 3, 2),
+            layer(n, 3, 32, 16, 2, dropout=0.1),
+            head(n, 3, 32, 4),
+            loss(n, 2, 4),
+        ]
+        return [launch for case in cases for launch in launches(case, torch.bfloat16, monkeypatch)]
+
+    assert compiled(1) == compiled(2) == compiled(16) == compiled(19)
 
 
 def test_long_clips_are_refused_in_one_sentence() -> None:

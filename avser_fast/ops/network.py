@@ -135,10 +135,8 @@ def _convolution_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 def _of_output(grads: Sequence[Tensor | None], y: Tensor, y_mean: Tensor) -> tuple[Tensor, ...]:
     """What the backward of a convolution reads first: the gradients of its three outputs, and two of these."""
-    grad, grad_mean, grad_var = grads
-    grad = torch.zeros_like(y) if grad is None else grad
-    zero = torch.zeros_like(y_mean)
-    return grad, zero if grad_mean is None else grad_mean, zero if grad_var is None else grad_var, y, y_mean
+    given = (torch.zeros_like(like) if grad is None else grad for grad, like in zip(grads, (y, y_mean, y_mean)))
+    return (*given, y, y_mean)
 
 
 def _convolution_grad(backward: Any, weights: int) -> Callable[..., tuple[Any, ...]]:
@@ -314,6 +312,7 @@ def _layer_grad(ctx: Any, grad: Tensor, *_unused: Tensor | None) -> tuple[Any, .
 
 
 autograd("temporal_attention", _layer_grad, _layer_context)
+# y in autocast's dtype on every device; torch's layer norm alone makes float32 of it, and on a GPU only.
 autocast("temporal_attention", lambda dtype, *a: (*_low(dtype, *a[:9]), *a[9:]))
 
 

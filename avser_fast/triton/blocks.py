@@ -44,6 +44,19 @@ def weight_gradient(rows: int, columns: int, dtype: torch.dtype) -> Product:
     return Product(m, power(columns, 16, 64 if narrow else 32), 32, 8 if m > 64 else 4)
 
 
+def separable(columns: int, depth: int, dtype: torch.dtype) -> Product:
+    """``convolution`` whose left side is nine loads: a quarter of it at once where channels are loaded one by one, as
+    otherwise their addresses spill."""
+    block = convolution(columns, depth, dtype)
+    return block if depth % 16 == 0 else block._replace(m=32, k=16)
+
+
+def separable_gradient(rows: int, columns: int, dtype: torch.dtype) -> Product:
+    """``weight_gradient`` whose right side is nine loads, as above."""
+    block = weight_gradient(rows, columns, dtype)
+    return block if columns % 16 == 0 else block._replace(n=16)
+
+
 def splits(tiles: int, steps: int) -> int:
     """Into how many runs the positions of a weight gradient are split, beside the ``tiles`` of its result."""
     return max(1, min(steps, cdiv(256, tiles)))
@@ -72,6 +85,12 @@ def smaller(channels: int) -> tuple[int, int, int]:
     """Half of that, for kernels that hold several blocks at once or have few rows (42 of a clip in cs_attention)."""
     c = power(channels, 16, 64)
     return 1024 // c, c, 4
+
+
+def window(channels: int) -> tuple[int, int, int]:
+    """Half of that again where the gradients of nine taps are summed and channels are loaded one by one."""
+    rows, c, warps = smaller(channels)
+    return rows if channels % 16 == 0 else rows // 2, c, warps
 
 
 def units(hidden: int) -> tuple[int, int]:

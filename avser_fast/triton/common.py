@@ -221,30 +221,30 @@ def store_statistics(value, first_row, M, channel, inside, mean, m2, C, BLOCK_M:
     tl.store(m2 + offset, tl.sum(deviation * deviation, 0), mask=inside)
 
 
-@triton.jit(do_not_specialize=["tiles"])
+@triton.jit(do_not_specialize=["tiles", "M"])
 def merge_statistics_kernel(
     part_mean, part_m2, mean, var, tiles, M, C, TILE: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     """Mean and biased variance of M values from those of tiles of TILE values: Chan's formula for many parts."""
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = (channel < C)[None, :]
-    total = tl.zeros((BLOCK_C,), tl.float32)
+    total = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
     for first in range(0, tiles, BLOCK_T):
         tile = first + tl.arange(0, BLOCK_T)
         count = tl.where(tile < tiles, tl.minimum(M - tile * TILE, TILE), 0).to(tl.float32)[:, None]
         offset = tile.to(tl.int64)[:, None] * C + channel[None, :]
-        total += tl.sum(count * tl.load(part_mean + offset, mask=(tile < tiles)[:, None] & inside, other=0.0), 0)
-    average = total / M
-    total = tl.zeros((BLOCK_C,), tl.float32)
+        total += count * tl.load(part_mean + offset, mask=(tile < tiles)[:, None] & inside, other=0.0)
+    average = tl.sum(total, 0) / M
+    total = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
     for first in range(0, tiles, BLOCK_T):
         tile = first + tl.arange(0, BLOCK_T)
         mask = (tile < tiles)[:, None] & inside
         count = tl.where(tile < tiles, tl.minimum(M - tile * TILE, TILE), 0).to(tl.float32)[:, None]
         offset = tile.to(tl.int64)[:, None] * C + channel[None, :]
         apart = tl.load(part_mean + offset, mask=mask, other=0.0) - average[None, :]
-        total += tl.sum(tl.load(part_m2 + offset, mask=mask, other=0.0) + count * apart * apart, 0)
+        total += tl.load(part_m2 + offset, mask=mask, other=0.0) + count * apart * apart
     tl.store(mean + channel, average, mask=channel < C)
-    tl.store(var + channel, total / M, mask=channel < C)
+    tl.store(var + channel, tl.sum(total, 0) / M, mask=channel < C)
 
 
 def merge_statistics(part_mean: Tensor, part_m2: Tensor, count: int, tile: int) -> tuple[Tensor, Tensor]:
@@ -278,12 +278,13 @@ def sum_partials_kernel(partial, out0, out1, out2, parts, n0, n1, n2, BLOCK_P: t
     """Column sums of ``partial`` (parts, n0 + n1 + n2), split over three outputs and rounded to their element types."""
     column = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
     length = n0 + n1 + n2
-    total = tl.zeros((BLOCK_L,), tl.float32)
+    sums = tl.zeros((BLOCK_P, BLOCK_L), tl.float32)
     for first in range(0, parts, BLOCK_P):
         part = first + tl.arange(0, BLOCK_P)
         offset = part.to(tl.int64)[:, None] * length + column[None, :]
         mask = (part < parts)[:, None] & (column < length)[None, :]
-        total += tl.sum(tl.load(partial + offset, mask=mask, other=0.0), 0)
+        sums += tl.load(partial + offset, mask=mask, other=0.0)
+    total = tl.sum(sums, 0)
     tl.store(out0 + column, narrow(total, out0.dtype.element_ty), mask=column < n0)
     in1 = (column >= n0) & (column < n0 + n1)
     tl.store(out1 + (column - n0), narrow(total, out1.dtype.element_ty), mask=in1)

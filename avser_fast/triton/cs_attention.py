@@ -30,7 +30,7 @@ from .common import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def maps_kernel(x, maps, M, P, C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
     """maps from x (M, C), M = N P."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -49,7 +49,7 @@ def maps_kernel(x, maps, M, P, C, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
     tl.store(maps + at + P, total / C, mask=row < M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def spatial_gate_kernel(maps, weight, bias, gate, M, H, W, BLOCK_M: tl.constexpr):
     """gate = sigmoid(conv3x3(maps)) with zero padding."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -286,7 +286,7 @@ def input_kernel(
         tl.store(dx + at, narrow(g, dx.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["M", "steps"])
 def spatial_weight_kernel(maps, dlogit, partial, M, H, W, steps, BLOCK_M: tl.constexpr):
     """partial[run] (19): gradients of the spatial weight (2, 9) and bias over ``steps`` blocks of positions."""
     run = tl.program_id(0)

@@ -55,7 +55,7 @@ def largest_in_window(x, mean, scale, shift, n, h, w, there, H, W, C, channel, i
     return best, raw, place
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def forward_kernel(
     x, mean, scale, shift, shortcut, s_mean, s_scale, s_shift, seed, out, M, H, W, HO, WO, C, threshold, factor,
     DROPOUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -77,7 +77,7 @@ def forward_kernel(
     tl.store(out + at, narrow(value, out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["M", "steps"])
 def window_kernel(
     grad, x, mean, scale, shift, shortcut, s_mean, s_scale, s_shift, seed, places, dshortcut, partial,
     M, H, W, HO, WO, C, steps, threshold, factor,
@@ -93,9 +93,9 @@ def window_kernel(
     inside = channel < C
     m, s, b = load_norm(mean, scale, shift, channel, inside, True)
     other_m, other_s, _other_b = load_norm(s_mean, s_scale, s_shift, channel, inside, True)
-    of_scale = tl.zeros((BLOCK_C,), tl.float32)
-    of_shift = tl.zeros((BLOCK_C,), tl.float32)
-    of_other = tl.zeros((BLOCK_C,), tl.float32)
+    of_scale = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    of_shift = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    of_other = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
     for step in range(0, steps):
         row = (run * steps + step) * BLOCK_M + tl.arange(0, BLOCK_M)
         n, h, w = positions(row, HO, WO)
@@ -110,16 +110,16 @@ def window_kernel(
         tl.store(places + at, place.to(tl.uint8), mask=mask)
         tl.store(dshortcut + at, narrow(g * other_s, dshortcut.dtype.element_ty), mask=mask)
         other = tl.load(shortcut + at, mask=mask, other=0.0).to(tl.float32)
-        of_scale += tl.sum(tl.where(mask, g * (raw - m), 0.0), 0)
-        of_shift += tl.sum(g, 0)
-        of_other += tl.sum(tl.where(mask, g * (other - other_m), 0.0), 0)
+        of_scale += tl.where(mask, g * (raw - m), 0.0)
+        of_shift += g
+        of_other += tl.where(mask, g * (other - other_m), 0.0)
     at = run.to(tl.int64) * 3 * C + channel
-    tl.store(partial + at, of_scale, mask=inside)
-    tl.store(partial + at + C, of_shift, mask=inside)
-    tl.store(partial + at + 2 * C, of_other, mask=inside)
+    tl.store(partial + at, tl.sum(of_scale, 0), mask=inside)
+    tl.store(partial + at + C, tl.sum(of_shift, 0), mask=inside)
+    tl.store(partial + at + 2 * C, tl.sum(of_other, 0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def input_kernel(grad, places, scale, dx, M, H, W, HO, WO, C, factor, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
     """dx (M, C), M = N H W: input (h, w) lies in the windows (h + 1) / 2 and, if h is odd, the one before; so for w."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)

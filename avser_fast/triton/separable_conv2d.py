@@ -43,7 +43,8 @@ from .common import (
 def depthwise_block(
     x, weight, mean, scale, shift, first, line, M, H, W, C, channel, NORM: tl.constexpr, RELU: tl.constexpr
 ):
-    """Depthwise output (lines, channels) in float32; padding is zero after the batch norm and the ReLU."""
+    """Depthwise output (lines, channels) in float32 by the weight (9, C); padding is zero after the batch norm and the
+    ReLU."""
     inside = channel < C
     average, factor, offset = load_norm(mean, scale, shift, channel, inside, NORM)
     row = first + line
@@ -58,13 +59,12 @@ def depthwise_block(
         at = (line + (dy * W + dx))[:, None] * C + channel[None, :]
         value = tl.load(start + at, mask=mask, other=0.0).to(tl.float32)
         value = rectified_affine(value, average, factor, offset, NORM, RELU)
-        if NORM:
-            value = tl.where(mask, value, 0.0)
-        total += value * tl.load(weight + channel * 9 + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
+        value = tl.where(mask, value, 0.0)  # without a norm, too: then it keeps the nine loads in one layout
+        total += value * tl.load(weight + tap * C + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def forward_kernel(
     x, depthwise, pointwise, mean, scale, shift, y, part_mean, part_m2, M, H, W, C, OUT,
     NORM: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
@@ -87,7 +87,7 @@ def forward_kernel(
     store_statistics(rounded.to(tl.float32), first, M, out, out < OUT, part_mean, part_m2, OUT, BLOCK_M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def input_kernel(
     grad, y, grad_mean, grad_var, y_mean, pointwise, inner, M, C, OUT, inverse_count, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -113,7 +113,7 @@ def input_kernel(
     tl.store(inner + at, narrow(acc, inner.dtype.element_ty), mask=there & (channel < C)[None, :])
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["M", "steps"])
 def pointwise_kernel(
     grad, y, grad_mean, grad_var, y_mean, x, depthwise, mean, scale, shift, partial,
     M, H, W, C, OUT, steps, inverse_count,
@@ -140,7 +140,7 @@ def pointwise_kernel(
     tl.store(partial + at, acc, mask=inside[:, None] & (channel < C)[None, :])
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["M", "steps"])
 def depthwise_kernel(
     inner, x, depthwise, mean, scale, shift, dx, partial, M, H, W, C, steps,
     NORM: tl.constexpr, RELU: tl.constexpr, NEED_INPUT: tl.constexpr,
@@ -156,8 +156,11 @@ def depthwise_kernel(
     inside = channel < C
     average, factor, offset = load_norm(mean, scale, shift, channel, inside, NORM)
     line = tl.arange(0, BLOCK_M)
-    sum_line = tl.arange(0, 16)[:, None]
-    sums = tl.zeros((16, BLOCK_C), tl.float32)
+    # Summed over the rows of the block after the last step: a sum over threads costs two barriers.
+    zero = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    sums = (zero, zero, zero, zero, zero, zero, zero, zero, zero)
+    sum_scale = zero
+    sum_shift = zero
     for step in range(0, steps):
         first = (run * steps + step) * BLOCK_M
         skip = first.to(tl.int64) * C
@@ -174,17 +177,25 @@ def depthwise_kernel(
             there = (row < M) & (h + dy >= 0) & (h + dy < H) & (w + dw >= 0) & (w + dw < W)
             near = (line + (dy * W + dw))[:, None] * C + channel[None, :]
             g = tl.load(inner + skip + near, mask=there[:, None] & inside[None, :], other=0.0).to(tl.float32)
-            total += g * tl.load(depthwise + channel * 9 + tap, mask=inside, other=0.0).to(tl.float32)[None, :]
-            sums += tl.where(sum_line == tap, tl.sum(g * before, 0)[None, :], 0.0)
+            total += g * tl.load(depthwise + tap * C + channel, mask=inside, other=0.0).to(tl.float32)[None, :]
+            sums = sums[:tap] + (sums[tap] + g * before,) + sums[tap + 1 :]
         grad, of_scale, of_shift = affine_gradient(total, value, average, factor, offset, NORM, RELU)
         if NEED_INPUT:
             tl.store(dx + skip + at, narrow(grad, dx.dtype.element_ty), mask=here)
         if NORM:
-            sums += tl.where(sum_line == 9, tl.sum(tl.where(here, of_scale, 0.0), 0)[None, :], 0.0)
-            sums += tl.where(sum_line == 10, tl.sum(tl.where(here, of_shift, 0.0), 0)[None, :], 0.0)
-    lines: tl.constexpr = 11 if NORM else 9
-    at = tl.where(sum_line < 9, channel[None, :] * 9 + sum_line, sum_line * C + channel[None, :])
-    tl.store(partial + run.to(tl.int64) * (lines * C) + at, sums, mask=inside[None, :] & (sum_line < lines))
+            sum_scale += tl.where(here, of_scale, 0.0)
+            sum_shift += tl.where(here, of_shift, 0.0)
+    partial += run.to(tl.int64) * ((11 if NORM else 9) * C)
+    for tap in tl.static_range(9):
+        tl.store(partial + channel * 9 + tap, tl.sum(sums[tap], 0), mask=inside)
+    if NORM:
+        tl.store(partial + 9 * C + channel, tl.sum(sum_scale, 0), mask=inside)
+        tl.store(partial + 10 * C + channel, tl.sum(sum_shift, 0), mask=inside)
+
+
+def by_tap(depthwise: Tensor) -> Tensor:
+    """The depthwise weight as the kernels read it, (9, C): a block's channels lie beside each other."""
+    return depthwise.reshape(-1, 9).t().contiguous()
 
 
 def separable_conv2d(
@@ -204,7 +215,7 @@ def separable_conv2d(
     m = n * h * w
     if m == 0:
         return y, x.new_zeros((out,), dtype=new_wide(x).dtype), new_wide(x, out).zero_()
-    block = blocks.convolution(out, c, x.dtype)
+    block = blocks.separable(out, c, x.dtype)
     tiles = cdiv(m, block.m)
     part_mean, part_m2 = new_wide(x, tiles, out), new_wide(x, tiles, out)
     x = rows(x)
@@ -212,7 +223,7 @@ def separable_conv2d(
         forward_kernel,
         (tiles, cdiv(out, block.n)),
         x,
-        depthwise.contiguous(),
+        by_tap(depthwise),
         pointwise.contiguous(),
         or_x(x, mean),
         or_x(x, scale),
@@ -262,7 +273,7 @@ def separable_conv2d_backward(
     dscale, dshift = (new_wide(x, c), new_wide(x, c)) if norm else (none(new_wide(x)), none(new_wide(x)))
     if m > 0:
         grad, y, x = rows(grad), rows(y), rows(x)
-        depthwise, pointwise = depthwise.contiguous(), pointwise.contiguous()
+        taps, pointwise = by_tap(depthwise), pointwise.contiguous()
         of_output = (grad, y, grad_mean.contiguous(), grad_var.contiguous(), y_mean.contiguous())
         before = (or_x(x, mean), or_x(x, scale), or_x(x, shift))
         inner = new_map(x, n, c, h, w)
@@ -284,7 +295,7 @@ def separable_conv2d_backward(
             num_warps=block.warps,
         )
         if need_weights:
-            block = blocks.weight_gradient(out, c, x.dtype)
+            block = blocks.separable_gradient(out, c, x.dtype)
             tiles = (cdiv(out, block.m), cdiv(c, block.n))
             steps, runs = shares(cdiv(m, block.k), blocks.splits(tiles[0] * tiles[1], cdiv(m, block.k)))
             partial = new_wide(x, runs, out * c)
@@ -293,7 +304,7 @@ def separable_conv2d_backward(
                 (runs, *tiles),
                 *of_output,
                 x,
-                depthwise,
+                taps,
                 *before,
                 partial,
                 m,
@@ -313,7 +324,7 @@ def separable_conv2d_backward(
                 num_stages=block.stages,
             )
             sum_partials(partial, dpointwise)
-        block_m, block_c, warps = blocks.smaller(c)
+        block_m, block_c, warps = blocks.window(c)
         columns = cdiv(c, block_c)
         steps, runs = shares(cdiv(m, block_m), cdiv(blocks.PROGRAMS, columns))
         partial = new_wide(x, runs, (11 if norm else 9) * c)
@@ -322,7 +333,7 @@ def separable_conv2d_backward(
             (runs, columns),
             inner,
             x,
-            depthwise,
+            taps,
             *before,
             dx,
             partial,

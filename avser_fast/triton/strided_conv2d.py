@@ -1,8 +1,9 @@
 """Convolutions of stride 2, 3x3 and 1x1, as products whose left side is gathered while they run.
 
-Columns of the gathered matrix are numbered tap-major, ``k = tap C + channel``.  Backward: ``input_kernel`` takes the
-four classes of input positions (even or odd row and column) apart, each of which meets its own taps and no others;
-``weight_kernel`` has the gradients of weight and bias.
+Columns of the gathered matrix are numbered tap-major, ``k = tap C + channel``; a weight is read in that order, (OUT,
+TAPS, C), which is its channels-last memory, and its gradient is written as (OUT, C, TAPS).  Backward: ``input_kernel``
+takes the four classes of input positions (even or odd row and column) apart, each of which meets its own taps and no
+others; ``weight_kernel`` has the gradients of weight and bias.
 """
 
 from __future__ import annotations
@@ -50,22 +51,24 @@ def column(k, C, TAPS: tl.constexpr):
 
 @triton.jit
 def gathered_block(
-    x, mean, scale, shift, row, M, H, W, HO, WO, C, start, BLOCK_K: tl.constexpr,
+    x, mean, scale, shift, first, line, M, H, W, HO, WO, C, start, BLOCK_K: tl.constexpr,
     TAPS: tl.constexpr, ALIGNED: tl.constexpr, NORM: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    """Gathered matrix (rows, columns) in float32, zero outside the map.  ALIGNED: the columns share their tap."""
+    """Gathered matrix (rows ``first + line``, columns) in float32, zero outside the map.  ALIGNED: the columns share
+    their tap."""
     k = start + tl.arange(0, BLOCK_K)
     if ALIGNED:
-        dy, dx, first = column(start, C, TAPS)
-        channel = first + tl.arange(0, BLOCK_K)
+        dy, dx, lowest = column(start, C, TAPS)
+        channel = lowest + tl.arange(0, BLOCK_K)
     else:
         dy, dx, channel = column(k, C, TAPS)
         dy = dy[None, :]
         dx = dx[None, :]
     inside = k < TAPS * C
     average, factor, offset = load_norm(mean, scale, shift, channel, inside, NORM)
+    row = first + line
     n, h, w = positions(row, HO, WO)
-    n0 = tl.min(n, 0)
+    n0 = first // (HO * WO)
     y = 2 * h[:, None] + dy
     z = 2 * w[:, None] + dx
     mask = (row < M)[:, None] & inside[None, :] & (y >= 0) & (y < H) & (z >= 0) & (z < W)
@@ -77,7 +80,7 @@ def gathered_block(
     return value
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def forward_kernel(
     x, weight, bias, mean, scale, shift, y, part_mean, part_m2, M, H, W, HO, WO, C, OUT,
     TAPS: tl.constexpr, ALIGNED: tl.constexpr, BIAS: tl.constexpr,
@@ -86,17 +89,17 @@ def forward_kernel(
 ):  # fmt: skip
     """y (M, OUT), M = N HO WO, with the statistics of the rounded y per block of rows."""
     first = tl.program_id(0) * BLOCK_M
-    row = first + tl.arange(0, BLOCK_M)
+    line = tl.arange(0, BLOCK_M)
+    row = first + line
     out = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, TAPS * C, BLOCK_K):
         left = gathered_block(
-            x, mean, scale, shift, row, M, H, W, HO, WO, C, start, BLOCK_K, TAPS, ALIGNED, NORM, RELU
+            x, mean, scale, shift, first, line, M, H, W, HO, WO, C, start, BLOCK_K, TAPS, ALIGNED, NORM, RELU
         )  # fmt: skip
         k = start + tl.arange(0, BLOCK_K)
-        at = (k % C) * TAPS + k // C
         mask = (k < TAPS * C)[:, None] & (out < OUT)[None, :]
-        right = tl.load(weight + at[:, None] + out[None, :] * (C * TAPS), mask=mask, other=0.0)
+        right = tl.load(weight + k[:, None] + out[None, :] * (TAPS * C), mask=mask, other=0.0)
         acc = dot(narrow(left, x.dtype.element_ty), right, acc, PRECISION)
     if BIAS:
         acc += tl.load(bias + out, mask=out < OUT, other=0.0).to(tl.float32)[None, :]
@@ -106,7 +109,7 @@ def forward_kernel(
     store_statistics(rounded.to(tl.float32), first, M, out, out < OUT, part_mean, part_m2, OUT, BLOCK_M)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def input_kernel(
     grad, y, grad_mean, grad_var, y_mean, x, weight, mean, scale, shift, dx, partial,
     N, H, W, HO, WO, C, OUT, inverse_count,
@@ -122,12 +125,13 @@ def input_kernel(
     q = tl.program_id(2) % 2
     height = (H - p + 1) // 2
     width = (W - q + 1) // 2
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = tl.program_id(0) * BLOCK_M
+    row = first + tl.arange(0, BLOCK_M)
     there = row < N * height * width
     channel = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = channel < C
     n, a, b = positions(row, tl.maximum(height, 1), tl.maximum(width, 1))  # a class may be empty
-    n0 = tl.min(n, 0)
+    n0 = first // (tl.maximum(height, 1) * tl.maximum(width, 1))
     grad += n0.to(tl.int64) * HO * WO * OUT
     y += n0.to(tl.int64) * HO * WO * OUT
     taps = (1 + p) * (1 + q) if TAPS == 9 else (1 - p) * (1 - q)
@@ -156,7 +160,7 @@ def input_kernel(
             place = dy * 3 + dz
         else:
             place = tl.zeros((BLOCK_K,), tl.int32)
-        at = (out * (C * TAPS) + place)[:, None] + channel[None, :] * TAPS
+        at = ((out * TAPS + place) * C)[:, None] + channel[None, :]
         right = tl.load(weight + at, mask=known[:, None] & inside[None, :], other=0.0)
         acc = dot(narrow(left, weight.dtype.element_ty), right, acc, PRECISION)
     mask = there[:, None] & inside[None, :]
@@ -171,7 +175,7 @@ def input_kernel(
         tl.store(partial + line + C + channel, tl.sum(tl.where(mask, of_shift, 0.0), 0), mask=inside)
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["M", "steps"])
 def weight_kernel(
     grad, y, grad_mean, grad_var, y_mean, x, mean, scale, shift, partial,
     M, H, W, HO, WO, C, OUT, steps, inverse_count,
@@ -195,7 +199,7 @@ def weight_kernel(
         g = output_gradient(grad + skip, y + skip, at, mask, gm, gv, ym, inverse_count)
         total += tl.sum(g, 1)
         right = gathered_block(
-            x, mean, scale, shift, first + line, M, H, W, HO, WO, C, start, BLOCK_N, TAPS, ALIGNED, NORM, RELU
+            x, mean, scale, shift, first, line, M, H, W, HO, WO, C, start, BLOCK_N, TAPS, ALIGNED, NORM, RELU
         )  # fmt: skip
         acc = dot(narrow(g, x.dtype.element_ty), narrow(right, x.dtype.element_ty), acc, PRECISION)
     k = start + tl.arange(0, BLOCK_N)
@@ -231,7 +235,7 @@ def strided_conv2d(
         forward_kernel,
         (tiles, cdiv(out, block.n)),
         rows(x),
-        weight.contiguous(),
+        rows(weight),
         or_x(x, bias),
         or_x(x, mean),
         or_x(x, scale),
@@ -288,7 +292,7 @@ def strided_conv2d_backward(
     results = (dx, dweight, dbias, *vectors)
     if m == 0:
         return zeros(results)
-    grad, y, x, weight = rows(grad), rows(y), rows(x), weight.contiguous()
+    grad, y, x, weight = rows(grad), rows(y), rows(x), rows(weight)
     of_output = (grad, y, grad_mean.contiguous(), grad_var.contiguous(), y_mean.contiguous())
     before = (or_x(x, mean), or_x(x, scale), or_x(x, shift))
     flags = {"TAPS": taps, "NORM": norm, "RELU": relu, "PRECISION": precision(x)}

@@ -151,7 +151,7 @@ def normalised(value, inside, D, eps):
     return apart * inverse, inverse
 
 
-@triton.jit(do_not_specialize=["site"])
+@triton.jit(do_not_specialize=["M", "site"])
 def residual_norm_kernel(
     branch, bias, residual, weight, shift, total, y, seed, M, D, eps, threshold, factor, site,
     BRANCH: tl.constexpr, DROPOUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -177,7 +177,7 @@ def residual_norm_kernel(
     tl.store(y + at, narrow(out, y.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["site", "steps"])
+@triton.jit(do_not_specialize=["M", "site", "steps"])
 def residual_norm_backward_kernel(
     grad, total, weight, seed, dtotal, dbranch, partial, M, D, steps, eps, threshold, factor, site,
     DROPOUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -212,7 +212,7 @@ def residual_norm_backward_kernel(
     tl.store(partial + at + 2 * D, of_bias, mask=column < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def hidden_kernel(
     value, seed, hidden, M, D, threshold, factor,
     DROPOUT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -229,7 +229,7 @@ def hidden_kernel(
     tl.store(hidden + at, narrow(out, hidden.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["steps"])
+@triton.jit(do_not_specialize=["M", "steps"])
 def hidden_backward_kernel(
     grad, hidden, dvalue, partial, M, D, steps, factor, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr
 ):
