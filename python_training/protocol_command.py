@@ -153,20 +153,11 @@ def _whole(corpus: PreparedCorpus, split: Split, *parts: str) -> Split:
     return dataclasses.replace(split, **rows)
 
 
-def _recordings(corpus: PreparedCorpus) -> set[str]:
-    return {digest for i in range(len(corpus)) for digest in corpus.recordings(i)}
-
-
-def same_people(a: PreparedCorpus, b: PreparedCorpus) -> bool:
-    """Whether speakers of one name are one person: in parts of one corpus, and where recordings are in both."""
-    return a.name == b.name or not _recordings(a).isdisjoint(_recordings(b))
-
-
 def unseen_faces(faces: PreparedCorpus, target: PreparedCorpus, shown: Sequence[int]) -> list[int]:
     """Those of ``shown`` that are of no recording of ``target`` and, where both have the same people, of none of its
     speakers."""
-    tested = _recordings(target)
-    people = set(target.speakers) if same_people(faces, target) else set()
+    tested = target.all_recordings()
+    people = set(target.speakers) if faces.same_people(target) else set()
     return [i for i in shown if tested.isdisjoint(faces.recordings(i)) and faces.utterances[i].speaker not in people]
 
 
@@ -190,7 +181,7 @@ def _overlap(speech: PreparedCorpus, target: PreparedCorpus, labels: Mapping[int
         )
     tested = {target.utterances[i].speaker for i in rows}
     shared = sorted(tested & {"", *(u.speaker for u in _spoken(speech))})
-    if not shared or not same_people(speech, target):
+    if not shared or not speech.same_people(target):
         return "", ""
     names = ", ".join(speaker or "unknown ones" for speaker in shared)
     why = f"also called {target.name}" if target.name == speech.name else "which has recordings of it"

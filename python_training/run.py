@@ -87,14 +87,15 @@ def check_stages(stages: Sequence[str]) -> None:
 def shown_faces(
     faces: PreparedCorpus | None, corpus: PreparedCorpus, held: Sequence[int], training: Sequence[int] = ()
 ) -> list[int]:
-    """Items of ``faces`` that may be shown: none of the utterances ``held`` out of ``corpus``, in whichever folder they
-    are, and where both are one corpus none of a held speaker who is not in ``training`` either."""
+    """Items of ``faces`` that may be shown: all of other people, and of the same none of an utterance ``held`` out of
+    ``corpus``, in whichever folder it is, and none of a held speaker who is not in ``training``."""
     if faces is None:
         return []
+    if not faces.same_people(corpus):
+        return list(faces.with_face)
     keys = {corpus.utterances[i].key for i in held}
-    one = faces.name == corpus.name or any(u.key in keys for u in faces.utterances)
     heard = {corpus.utterances[i].speaker for i in training}
-    speakers = {corpus.utterances[i].speaker for i in held} - heard if one else set()
+    speakers = {corpus.utterances[i].speaker for i in held} - heard
     known = faces.utterances
     return [i for i in faces.with_face if known[i].key not in keys and known[i].speaker not in speakers]
 

@@ -693,7 +693,9 @@ def test_what_a_later_stage_lacks_is_said_before_the_first_is_trained(
     assert not list(tmp_path.rglob("log.jsonl")) and not list(tmp_path.rglob("settings.json"))
 
 
-def test_faces_of_held_speakers_are_hidden_in_every_folder(artificial: PreparedCorpus, tmp_path: Path) -> None:
+def test_faces_of_held_speakers_are_hidden_in_every_folder(
+    artificial: PreparedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(artificial.folder, tmp_path / "again")
     again, parts = PreparedCorpus(tmp_path / "again"), division(artificial)
     for faces in (artificial, again):
@@ -702,6 +704,12 @@ def test_faces_of_held_speakers_are_hidden_in_every_folder(artificial: PreparedC
         # A speaker who also trains is heard already; the held utterances themselves are not shown.
         assert shown_faces(faces, artificial, [0], range(1, 20)) == [i for i in faces.with_face if i != 0]
     assert shown_faces(None, artificial, []) == []
+    # Faces of other people hide nothing, whatever their keys and speakers are called.
+    strangers = PreparedCorpus(tmp_path / "again")
+    strangers.name = "strangers"
+    assert strangers.same_people(artificial)  # it has the same recordings
+    monkeypatch.setattr(strangers, "recordings", lambda i: (f"another {i}",))
+    assert shown_faces(strangers, artificial, parts.validation, parts.training) == list(strangers.with_face)
 
 
 def test_a_card_names_the_speakers_of_a_refit(
@@ -718,7 +726,7 @@ def test_a_card_names_the_speakers_of_a_refit(
         assert sorted(p.name for p in out.glob("*.pt")) == ["mdscm.pt"]
         capsys.readouterr()
         assert main(["evaluate", "--dataset", str(artificial.folder), "--model", str(model), "--quiet"]) == 0
-        picked = "the model's epochs were picked on Ses02M" in capsys.readouterr().out
+        picked = "the model was picked by its score on the speakers Ses02M" in capsys.readouterr().out
         assert picked == (refit == "false")
 
 

@@ -88,6 +88,13 @@ class PreparedCorpus:
         """Digests of the files of sound and face that hold utterance i, wherever they are and whatever it is called."""
         return tuple(key.split(":")[0] for key in (self._waveform_keys[i], self._face_keys[i]) if key is not None)
 
+    def all_recordings(self) -> set[str]:
+        return {digest for i in range(len(self)) for digest in self.recordings(i)}
+
+    def same_people(self, other: PreparedCorpus) -> bool:
+        """Whether speakers of one name are one person: in parts of one corpus, and where recordings are in both."""
+        return self.name == other.name or not self.all_recordings().isdisjoint(other.all_recordings())
+
     def waveform(self, i: int) -> np.ndarray:
         """(n,) int16 or float32 at int16 scale and ``sampling_rate``."""
         key = self._waveform_keys[i]
