@@ -159,6 +159,7 @@ def fit(
     seed: int,
     processes: Processes,
     log: RunLog,
+    mark: str = "",
     epochs: int | None = None,
     checkpoint: Path | None = None,
     every: int = 200,
@@ -169,14 +170,15 @@ def fit(
     """Train ``stage.module`` and leave the kept weights in it: the averaged ones of the epoch that scored best on the
     validation utterances, without any those of the last epoch.
 
-    ``epochs`` ends the schedule early (the learning rate follows the whole one).  ``checkpoint`` is written every
-    ``every`` steps, after each epoch and when ``stop`` is asked for (which raises Stopped); with ``resume`` training
-    goes on from it, to the numbers of a run that was never interrupted.  All randomness comes from ``seed``; the global
-    generators of the caller are left as they were.
+    ``mark`` follows the stage's name in the log.  ``epochs`` ends the schedule early (the learning rate follows the
+    whole one).  ``checkpoint`` is written every ``every`` steps, after each epoch and when ``stop`` is asked for (which
+    raises Stopped); with ``resume`` training goes on from it, to the numbers of a run that was never interrupted.  All
+    randomness comes from ``seed``; the global generators of the caller are left as they were.
     """
     devices = [processes.device] if processes.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        return _fit(stage, recipe, seed, processes, log, epochs, checkpoint, every, resume, stop or Stop(), progress)
+        title, given = stage.name + mark, (epochs, checkpoint, every, resume, stop or Stop(), progress)
+        return _fit(stage, recipe, seed, processes, log, title, *given)
 
 
 def _fit(
@@ -185,6 +187,7 @@ def _fit(
     seed: int,
     processes: Processes,
     log: RunLog,
+    title: str,
     epochs: int | None,
     checkpoint: Path | None,
     every: int,
@@ -214,7 +217,7 @@ def _fit(
     if int(steps_found) != first * processes.world:
         raise TrainingError(f"{checkpoint}: expected a checkpoint that all processes see, got one that only some see")
     if processes.first:
-        log.rewind(stage.name, first)
+        log.rewind(title, first)
     trained = module
     if processes.world > 1 and any(p.requires_grad for p in module.parameters()):
         ids = [processes.device.index] if processes.device.type == "cuda" else None
@@ -264,13 +267,13 @@ def _fit(
         rows = processes.total(torch.stack([loss.detach(), *(v.detach().float() for v in parts.values())]))
         values = (rows / processes.world).tolist()
         if not math.isfinite(values[0]):
-            raise TrainingError(f"stage {stage.name}, step {step}: expected a finite loss, got {values[0]}")
+            raise TrainingError(f"stage {title}, step {step}: expected a finite loss, got {values[0]}")
         scaler.step(optimizer)
         scaler.update()
         average_into(averaged, module, min(recipe.ema, (1.0 + step) / (10.0 + step)) if recipe.ema else 0.0)
         done, epoch = step + 1, step // steps + 1
         record = {
-            "stage": stage.name,
+            "stage": title,
             "step": done,
             "epoch": epoch,
             **dict(zip(("loss", *parts), values)),
@@ -283,7 +286,8 @@ def _fit(
         for name in ("loss", *parts, *schedule):
             sums[name] = sums.get(name, 0.0) + float(record[name])
         if done % steps == 0:
-            entry = _epoch(stage, epoch, done, {n: v / steps for n, v in sums.items()}, recipe, last_epoch, averaged)
+            means = {name: value / steps for name, value in sums.items()}
+            entry = _epoch(stage, title, epoch, done, means, recipe, last_epoch, averaged)
             history.append(entry)
             sums = {}
             if epoch == (pick(history) or (last_epoch if epoch == last_epoch else None)):
@@ -299,7 +303,7 @@ def _fit(
             waiting = []
             save(done, sums)
         if progress is not None and processes.first:
-            progress(stage.name, done, total, history[-1] if history and done % steps == 0 else record)
+            progress(title, done, total, history[-1] if history and done % steps == 0 else record)
         if (processes.any(stop.asked) if processes.world > 1 else stop.asked) and done < total:
             if processes.first:
                 log.step(waiting)
@@ -313,6 +317,7 @@ def _fit(
 
 def _epoch(
     stage: Stage,
+    title: str,
     epoch: int,
     done: int,
     means: dict[str, float],
@@ -321,7 +326,7 @@ def _epoch(
     averaged: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """The record of an epoch: means over its steps, rates of the validation utterances, what the stage has to say."""
-    entry: dict[str, Any] = {"stage": stage.name, "epoch": epoch, "step": done, **means}
+    entry: dict[str, Any] = {"stage": title, "epoch": epoch, "step": done, **means}
     with _weights(stage.module, averaged):
         stage.module.eval()
         if epoch > (1.0 - recipe.pick_last) * last_epoch:

@@ -273,7 +273,7 @@ class _Run:
                 continue
             if name == "avdal":
                 self._embeddings("before")
-            fitted[name] = self._fit(name, self.data, self.epochs, "", self.log)
+            fitted[name] = self._fit(name, self.data, self.epochs, "")
             if not prefix:
                 self._ended(name)
             self._save(name, fitted[name], done)
@@ -291,7 +291,7 @@ class _Run:
                 continue
             if name in again:
                 data = self.data.with_validation() if self.settings.of_stage(name).refit else self.data.without_any()
-                self._fit(name, data, fitted[name].epoch, "-refit", RunLog(None))
+                self._fit(name, data, fitted[name].epoch, "-refit")
             else:
                 part = f"{_TRAINED[name]}."
                 self.system.load_state_dict(
@@ -317,14 +317,15 @@ class _Run:
             raise ValueError(f"{done}: expected the checkpoint of a finished stage, got one that is damaged") from error
         return Fitted(saved["epoch"], saved["history"])
 
-    def _fit(self, name: str, data: Data, epochs: int | None, mark: str, log: RunLog) -> Fitted:
+    def _fit(self, name: str, data: Data, epochs: int | None, mark: str) -> Fitted:
         stage = stage_of(name, self.system, self.settings, data, self.processes, self.seed)
         return fit(
             stage,
             self.settings.of_stage(name),
             seed=self.seed,
             processes=self.processes,
-            log=log,
+            log=self.log,
+            mark=mark,
             epochs=epochs,
             checkpoint=self.folder / f"checkpoint-{name}{mark}.pt",
             every=self.options.every,

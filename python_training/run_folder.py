@@ -148,7 +148,7 @@ def read_stages(log: Path, epochs: Path, default: str) -> dict[str, Stage]:
     for which, rows in enumerate((logged, scored)):
         for row in rows:
             by_stage.setdefault(str(row.get("stage") or default), ([], []))[which].append(row)
-    known = {name: place for place, name in enumerate(STAGES)}
+    known = {name + mark: place for place, name in enumerate(STAGES) for mark in ("", "-refit")}
     stages = {}
     for name in sorted(by_stage, key=lambda s: (known.get(s, len(STAGES)), s)):
         log_rows, epoch_rows = by_stage[name]

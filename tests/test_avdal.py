@@ -264,6 +264,8 @@ def test_fusion_picks_among_networks_that_have_not_heard_the_validation_utteranc
     plain, picked = run(settings, artificial, tmp_path / "plain", stages)
     system, fitted = run(again, artificial, tmp_path / "refit", stages)
     assert {n: f.history for n, f in fitted.items()} == {n: f.history for n, f in picked.items()}
+    logged = dict.fromkeys(r["stage"] for r in read_lines(tmp_path / "refit" / "log.jsonl"))
+    assert list(logged) == [*stages, "mdscm-refit", "fusion-refit"]
     parts = {"mdscm": True, "avre": False, "fusion": True}
     for name, changes in parts.items():
         pairs = zip(getattr(system, name).state_dict().values(), getattr(plain, name).state_dict().values())
