@@ -33,7 +33,7 @@ from .html_report import write_report
 from .loop import TrainingError
 from .precisions import heard_clips, low_precisions
 from .protocols import CROSS_CORPUS, RANDOM, Split, check_leakage, cross_corpus, map_labels, relabelled, splits
-from .run import Division, Options, check_stages, environment, shown_faces, taught, train_stages
+from .run import Division, Options, check_stages, environment, shown_faces, taught, train_stages, usable
 from .run_folder import write_json
 from .settings import Settings
 from .system import System, halves, score
@@ -77,6 +77,7 @@ def run_fold(task: Task, progress: Progress | None = None) -> Fold:
     if task.target is not None and faces is not None:
         shown = unseen_faces(faces, target, shown)
     division = Division(split.training, split.validation, shown)
+    division = usable(division, speech, task.settings, task.options.skip_bad)
     system, spec, fitted = train_stages(
         task.settings,
         speech,

@@ -18,7 +18,7 @@ from .data.prepared import PreparedCorpus
 from .evaluation import summarize
 from .precisions import heard_clips, ranges_of
 from .protocols import CROSS_CORPUS
-from .run import Division, Options, train_stages
+from .run import Division, Options, train_stages, usable
 from .settings import Settings
 from .tables import compare_table, precision_table, text_report
 
@@ -89,7 +89,7 @@ def release(
         comparison = compare_table(compare([evaluation, *compared]))
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}.training")
-    division = Division(corpus.with_speech)
+    division = usable(Division(corpus.with_speech), corpus, settings, options is not None and options.skip_bad)
     system, spec, fitted = train_stages(
         settings, corpus, division, ["mdscm"], folder, seed=seed, epochs=epochs, options=options, progress=progress
     )

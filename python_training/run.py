@@ -43,11 +43,23 @@ _SHOWN = 300
 
 @dataclasses.dataclass(frozen=True)
 class Division:
-    """Which items of the corpora a run learns from; ``faces`` are items of the face corpus."""
+    """Which items of the corpora a run learns from; ``faces`` are items of the face corpus, ``left_out`` says what was
+    wrong with those that ``usable`` has taken out."""
 
     training: Sequence[int]
     validation: Sequence[int] = ()
     faces: Sequence[int] = ()
+    left_out: Sequence[str] = ()
+
+
+def usable(division: Division, speech: PreparedCorpus, settings: Settings, skip_bad: bool) -> Division:
+    """The division without utterances whose stored speech cannot be read or is not finite; SampleError naming the first
+    unless ``skip_bad``."""
+    bad = bad_speech(speech, [*division.training, *division.validation], settings.front_end.front_end())
+    if bad and not skip_bad:
+        raise next(iter(bad.values()))
+    training, validation = ([i for i in part if i not in bad] for part in (division.training, division.validation))
+    return Division(training, validation, division.faces, [*division.left_out, *map(str, bad.values())])
 
 
 def taught(division: Division, settings: Settings, stages: Sequence[str]) -> list[int]:
@@ -88,16 +100,26 @@ def shown_faces(
     faces: PreparedCorpus | None, corpus: PreparedCorpus, held: Sequence[int], training: Sequence[int] = ()
 ) -> list[int]:
     """Items of ``faces`` that may be shown: all of other people, and of the same none of an utterance ``held`` out of
-    ``corpus``, in whichever folder it is, and none of a held speaker who is not in ``training``."""
+    ``corpus``, in whichever folder it is, and none of a held speaker who is not in ``training``.
+
+    They may be the same people where the corpora say so (``PreparedCorpus.same_people``) or have an utterance of one
+    key and speaker, as the sound and the pictures of one corpus have that were prepared apart."""
     if faces is None:
         return []
-    if not faces.same_people(corpus):
+    known = {(u.key, u.speaker) for u in corpus.utterances}
+    if not faces.same_people(corpus) and not any((u.key, u.speaker) in known for u in faces.utterances):
         return list(faces.with_face)
     keys = {corpus.utterances[i].key for i in held}
+    parts = {part for i in held for part in corpus.parts(i)}
     heard = {corpus.utterances[i].speaker for i in training}
     speakers = {corpus.utterances[i].speaker for i in held} - heard
-    known = faces.utterances
-    return [i for i in faces.with_face if known[i].key not in keys and known[i].speaker not in speakers]
+    return [
+        i
+        for i in faces.with_face
+        if faces.utterances[i].key not in keys
+        and faces.utterances[i].speaker not in speakers
+        and parts.isdisjoint(faces.parts(i))
+    ]
 
 
 def _fingerprint(speech: PreparedCorpus, faces: PreparedCorpus | None, division: Division) -> dict[str, Any]:
@@ -166,6 +188,7 @@ def train_stages(
     folder.mkdir(parents=True, exist_ok=True)
     if processes.first:
         remove_unfinished(folder)
+    division = usable(division, speech, settings, options.skip_bad)
     data_asked = _fingerprint(speech, faces, division)
     asked = {**settings.to_dict(), "stages": list(stages), "seed": seed, "epochs": epochs, "data": data_asked}
     asked = json.loads(json.dumps(asked))
@@ -177,11 +200,6 @@ def train_stages(
             raise ValueError(
                 f"{folder}: expected to resume with the settings in settings.json, got others ({', '.join(others)})"
             )
-    bad = bad_speech(speech, [*division.training, *division.validation], settings.front_end.front_end())
-    if bad and not options.skip_bad:
-        raise next(iter(bad.values()))
-    training, validation = ([i for i in part if i not in bad] for part in (division.training, division.validation))
-    division = Division(training, validation, division.faces)
     spec = ModelSpec(
         speech.labels, measured_front_end(speech, division.training, settings), settings.clip_rule, settings.network
     )
@@ -199,7 +217,7 @@ def train_stages(
     if processes.first:
         write_json(asked, mark)
         about = environment(settings, speech, faces, seed, processes)
-        about["left_out"] = [str(error) for error in bad.values()]
+        about["left_out"] = list(division.left_out)
         write_json(about, folder / "environment.json")
         if not options.resume:  # lines of a run that left no checkpoint
             for name in ("log.jsonl", "log.csv", "epochs.jsonl", "embeddings.npz"):
@@ -258,27 +276,28 @@ class _Run:
     log: RunLog
     stop: Stop | None
     progress: Callable[[str, int, int, Mapping[str, Any]], None] | None
+    #: What the stages that train one network have made of it.
     picked: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
     def pick(self, stages: Sequence[str], prefix: str) -> dict[str, Fitted]:
         """Train the stages in order on the training utterances; each picks its epoch on those of validation."""
-        initial = _copied(self.system)
+        initial = {name: value.clone() for name, value in self.system.state_dict().items()}
         fitted: dict[str, Fitted] = {}
         finished = self.options.resume and all((self.folder / f"{name}.pt").exists() for name in stages)
         for name in stages:
             done = self.folder / f"{'' if finished else prefix}{name}.pt"
             found = self._found(done)
-            if found is not None:
-                fitted[name] = found
-                continue
-            if name == "avdal":
-                self._embeddings("before")
-            fitted[name] = self._fit(name, self.data, self.epochs, "")
-            if not prefix:
-                self._ended(name)
-            self._save(name, fitted[name], done)
+            if found is None:
+                if name == "avdal":
+                    self._embeddings("before")
+                found = self._fit(name, self.data, self.epochs, "")
+                if not prefix:
+                    self._ended(name)
+                self._save(name, found, done)
+            fitted[name] = found
+            part = f"{_TRAINED.get(name)}."
+            self.picked.update({k: v.clone() for k, v in self.system.state_dict().items() if k.startswith(part)})
         if prefix:
-            self.picked = _copied(self.system)
             self.system.load_state_dict(initial)
         return fitted
 
@@ -314,7 +333,10 @@ class _Run:
             saved = torch.load(done, weights_only=True, map_location=self.processes.device)
             self.system.load_state_dict(saved["system"])
         except Exception as error:  # whatever a damaged file leads to: which one it was is the point
-            raise ValueError(f"{done}: expected the checkpoint of a finished stage, got one that is damaged") from error
+            raise ValueError(
+                f"{done}: expected the checkpoint of a finished stage, got one that cannot be read "
+                f"({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+            ) from error
         return Fitted(saved["epoch"], saved["history"])
 
     def _fit(self, name: str, data: Data, epochs: int | None, mark: str) -> Fitted:
@@ -349,10 +371,6 @@ class _Run:
             )
             for mark in ("", "-refit"):
                 (self.folder / f"checkpoint-{name}{mark}.pt").unlink(missing_ok=True)
-
-
-def _copied(system: System) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in system.state_dict().items()}
 
 
 def _keep_embeddings(folder: Path, when: str, system: System, data: Data, settings: Settings) -> None:

@@ -261,8 +261,10 @@ def load_settings(source: str | Path, overrides: Mapping[str, Any] | None = None
     for section, values in data.items():
         if section not in _SECTIONS:
             raise ConfigError(f"{path}: expected the sections {', '.join(_SECTIONS)}, got [{section}]")
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: expected {section} to be a section, got the value {values!r}")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        if section == "clip_rule" and values.get("clips") == 0:
+        if section == "clip_rule" and values.get("clips") == 0 and type(values["clips"]) is int:
             values["clips"] = None
         kinds = get_type_hints(_SECTIONS[section])
         for name, value in values.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -60,7 +59,7 @@ def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces:
     from .distributed import processes
     from .html_report import write_report
     from .loop import Stopped, stop_on_sigterm
-    from .run import Division, shown_faces, taught, train_stages, write_models
+    from .run import Division, shown_faces, taught, train_stages, usable, write_models
 
     stages = stages_of(arguments.stages, settings)
     utterances = speech.utterances
@@ -68,6 +67,7 @@ def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces:
     validation = sorted(set(speech.with_speech) & set(held))
     training = sorted(set(speech.with_speech) - set(held))
     division = Division(training, validation, shown_faces(faces, speech, held, training))
+    division = usable(division, speech, settings, options.skip_bad)
     with ExitStack() as stack:
         joined = stack.enter_context(processes(arguments.device))
         stop = stack.enter_context(stop_on_sigterm())
@@ -103,8 +103,7 @@ def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces:
                     print(f"  {replaced} rows: another sample stood in for a bad one")
                 for warning in result.history[-1].get("warnings", []) if result.history else []:
                     print(f"  warning: {warning}")
-            left_out = json.loads((arguments.out / "environment.json").read_text(encoding="utf-8"))["left_out"]
-            for sentence in left_out:
+            for sentence in division.left_out:
                 print(f"left out: {sentence}")
             card = {
                 "data": {"corpus": speech.name, "manifest_sha256": speech.manifest_sha256},

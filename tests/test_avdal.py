@@ -272,6 +272,17 @@ def test_fusion_picks_among_networks_that_have_not_heard_the_validation_utteranc
         assert any(not torch.equal(a, b) for a, b in pairs) == changes, name
 
 
+def test_stages_that_no_refit_touches_keep_what_they_learnt_before_joint_training(
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path
+) -> None:
+    again = dataclasses.replace(settings, optimisation=dataclasses.replace(settings.optimisation, refit=True))
+    plain, _ = run(settings, artificial, tmp_path / "plain", ["mdscm", "avdal"])
+    run(again, artificial, tmp_path / "refit", ["mdscm", "avdal", "joint"])
+    kept = torch.load(tmp_path / "refit" / "avdal.pt", weights_only=True)["system"]
+    assert plain.avre is not None
+    assert all(torch.equal(kept[f"avre.{name}"], value) for name, value in plain.avre.state_dict().items())
+
+
 def test_joint_training_hears_the_statistics_of_clean_clips(settings: Settings, artificial: PreparedCorpus) -> None:
     network = dataclasses.replace(settings.network, statistics=8)
     heard = dataclasses.replace(settings, network=network, augmentation=Augmentation(time_mask=20))
@@ -313,7 +324,9 @@ def test_a_damaged_checkpoint_of_a_stage_is_named(
 ) -> None:
     run(settings, artificial, tmp_path, ["mdscm"])
     (tmp_path / "mdscm.pt").write_bytes((tmp_path / "mdscm.pt").read_bytes()[:500])
-    with pytest.raises(ValueError, match="mdscm.pt: expected the checkpoint of a finished stage, got one that is dam"):
+    with pytest.raises(
+        ValueError, match="mdscm.pt: expected the checkpoint of a finished stage, got one that cannot be"
+    ):
         run(settings, artificial, tmp_path, ["mdscm"], resume=True)
 
 
@@ -706,12 +719,19 @@ def test_faces_of_held_speakers_are_hidden_in_every_folder(
         # A speaker who also trains is heard already; the held utterances themselves are not shown.
         assert shown_faces(faces, artificial, [0], range(1, 20)) == [i for i in faces.with_face if i != 0]
     assert shown_faces(None, artificial, []) == []
-    # Faces of other people hide nothing, whatever their keys and speakers are called.
-    strangers = PreparedCorpus(tmp_path / "again")
-    strangers.name = "strangers"
-    assert strangers.same_people(artificial)  # it has the same recordings
-    monkeypatch.setattr(strangers, "recordings", lambda i: (f"another {i}",))
-    assert shown_faces(strangers, artificial, parts.validation, parts.training) == list(strangers.with_face)
+    # The same files under other keys, with other speakers; and the same keys and speakers with other files.
+    renamed, apart, strangers = (PreparedCorpus(tmp_path / "again") for _ in range(3))
+    others = [dataclasses.replace(u, key=f"x{u.key}", speaker=f"x{u.speaker}") for u in artificial.utterances]
+    renamed.utterances = strangers.utterances = others
+    held = set(parts.validation)
+    assert shown_faces(renamed, artificial, parts.validation) == [i for i in renamed.with_face if i not in held]
+    for faces in (apart, strangers):
+        faces.name = "another"
+        monkeypatch.setattr(faces, "parts", lambda i: (f"another {i}",))
+    assert shown_faces(apart, artificial, parts.validation) == [i for i in apart.with_face if i not in held]
+    # Other people hide nothing, whatever they are called.
+    strangers.utterances = [dataclasses.replace(u, key=u.key[1:]) for u in others]
+    assert shown_faces(strangers, artificial, parts.validation) == list(strangers.with_face)
 
 
 def test_a_card_names_the_speakers_of_a_refit(

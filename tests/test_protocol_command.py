@@ -249,7 +249,7 @@ def test_names_in_unrelated_corpora_are_no_leakage_and_hide_no_face(
     assert sorted(divisions[0].faces) == sorted(divisions[0].training) and len(divisions[0].faces) == 12
     assert not any("faces" in line for line in said)
     # Faces of the corpus under test are hidden, all of them, and counted.
-    with pytest.raises(ValueError, match="face"):
+    with pytest.raises(ValueError, match="stage avdal: expected a corpus with faces, got none"):
         evaluate(settings, a, tmp_path / "own", faces=b, target=b, say=said.append, **CROSS)
     assert said[-1] == "16 of 16 faces of b are of b or its speakers and are not shown"
 

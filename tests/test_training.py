@@ -86,6 +86,8 @@ def test_wrong_recipes_are_named(tmp_path: Path) -> None:
         ("network.stem", ["a"], r"network.stem: expected a list of whole numbers, got \['a'\]"),
         ("encoder.domain_hidden", 8, "encoder.domain_hidden: expected a list of whole numbers, got 8"),
         ("adversarial.lam", float("nan"), "adversarial.lam: expected a number, got nan"),
+        ("optimisation", 3, "expected optimisation to be a section, got the value 3"),
+        ("clip_rule.clips", False, "clip_rule.clips: expected a whole number, got False"),
         ("augmentation.nonsense", 1, r"\[augmentation\]: expected some of .*mixup.*, got nonsense"),
     ],
 )

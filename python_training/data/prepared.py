@@ -84,9 +84,13 @@ class PreparedCorpus:
     def speakers(self) -> list[str]:
         return sorted({u.speaker for u in self.utterances})
 
+    def parts(self, i: int) -> tuple[str, ...]:
+        """Keys of the sound and the face of utterance i by their content: digest of a file, and which part of it."""
+        return tuple(key for key in (self._waveform_keys[i], self._face_keys[i]) if key is not None)
+
     def recordings(self, i: int) -> tuple[str, ...]:
         """Digests of the files of sound and face that hold utterance i, wherever they are and whatever it is called."""
-        return tuple(key.split(":")[0] for key in (self._waveform_keys[i], self._face_keys[i]) if key is not None)
+        return tuple(key.split(":")[0] for key in self.parts(i))
 
     def all_recordings(self) -> set[str]:
         return {digest for i in range(len(self)) for digest in self.recordings(i)}
