@@ -337,12 +337,20 @@ def test_a_fold_that_fails_is_named_and_the_others_go_on(
         evaluate(wild, artificial, tmp_path / "wild", stages=["mdscm"])
 
 
+def _hears_sigint() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_ends_all_jobs(artificial: PreparedCorpus, tmp_path: Path, sent: int) -> None:
     command = [sys.executable, "-m", "python_training", "evaluate", "--dataset", str(artificial.folder), *SET]
     command += ["--config", "avdal-small", "--set", "optimisation.epochs=100000", "--stages", "mdscm", "--quiet"]
     command += ["--protocol", "leave-one-speaker-out", "--jobs", "2", "--out", str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # A shell's background job ignores SIGINT, and so would whatever it starts.
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=_hears_sigint,
+    )  # fmt: skip
     try:
         deadline = time.monotonic() + 90
         while len(list(tmp_path.glob("*/epochs.jsonl"))) < 2 and time.monotonic() < deadline:
