@@ -98,6 +98,11 @@ class Fitted:
     epoch: int
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """The record of the epoch whose weights were kept; empty where it was not reached."""
+        return next((record for record in self.history if record["epoch"] == self.epoch), {})
+
 
 def save_atomically(value: Any, path: Path) -> None:
     """torch.save to ``path``: a reader never sees half a file."""
@@ -129,14 +134,14 @@ def average_into(averaged: dict[str, Tensor], module: torch.nn.Module, decay: fl
             averaged[name].copy_(value)
 
 
-def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in state.items()}
 
 
 @contextmanager
 def _weights(module: torch.nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
     """The module with other weights, within."""
-    own = _copy(module.state_dict())
+    own = copied(module.state_dict())
     module.load_state_dict(dict(state))
     try:
         yield
@@ -200,7 +205,7 @@ def _fit(
     total = last_epoch * steps
     optimizer = optimizer_of(module, recipe)
     scaler = torch.amp.GradScaler(processes.device.type, enabled=recipe.amp == "fp16")
-    averaged = _copy(module.state_dict())
+    averaged = copied(module.state_dict())
     history: list[dict[str, Any]] = []
     best: dict[str, Tensor] = {}
     best_epoch, first = 0, 0
@@ -291,7 +296,7 @@ def _fit(
             history.append(entry)
             sums = {}
             if epoch == (pick(history) or (last_epoch if epoch == last_epoch else None)):
-                best, best_epoch = _copy(averaged), epoch
+                best, best_epoch = copied(averaged), epoch
             if processes.first:
                 log.step(waiting)
                 log.epoch(entry)

@@ -93,7 +93,7 @@ def run_fold(task: Task, progress: Progress | None = None) -> Fold:
     tested: Sequence[Utterance] = target.utterances
     rows = list(split.test)
     if task.target_labels is not None:
-        kept = [i for i in target.with_speech if target.utterances[i].label in task.target_labels]
+        kept = target.spoken(task.target_labels)
         tested, rows = _tested(target, task.target_labels), [kept[i] for i in split.test]
     trained = set(task.stages)
     names = [m for m, s in (("mdscm", "mdscm"), ("avdal", "avdal"), ("fusion", "fusion")) if {s, "joint"} & trained]
@@ -105,10 +105,8 @@ def run_fold(task: Task, progress: Progress | None = None) -> Fold:
         precisions["mdscm"] = low_precisions(spec, system.mdscm.state_dict(), heard, tested_clips)
     validation = {}
     for stage, model in (("mdscm", "mdscm"), ("avdal", "avdal"), ("fusion", "fusion"), ("joint", "fusion")):
-        history = fitted[stage].history if stage in fitted else []
-        picked = [r["validation_ua"] for r in history if r["epoch"] == fitted[stage].epoch and "validation_ua" in r]
-        if picked:
-            validation[model] = picked[0]
+        if stage in fitted and "validation_ua" in fitted[stage].kept:
+            validation[model] = fitted[stage].kept["validation_ua"]
     fold = fold_result(
         split, speech.utterances, speech.labels, models, validation, target=None if target is speech else tested,
         epochs={stage: kept.epoch for stage, kept in fitted.items()}, precisions=precisions, notes=task.notes,
@@ -169,7 +167,7 @@ def _overlap(speech: PreparedCorpus, target: PreparedCorpus, labels: Mapping[int
     for i in speech.with_speech:
         for digest in speech.recordings(i):
             learnt.setdefault(digest, speech.utterances[i].key)
-    rows = [i for i in target.with_speech if target.utterances[i].label in labels]
+    rows = target.spoken(labels)
     twice = [i for i in rows if any(digest in learnt for digest in target.recordings(i))]
     if twice:
         key, share = target.utterances[twice[0]].key, f"{len(twice)} of {len(rows)}"

@@ -31,7 +31,7 @@ from .data.batches import bad_speech
 from .data.prepared import PreparedCorpus
 from .distributed import Processes
 from .log import RunLog
-from .loop import Fitted, Stop, fit, save_atomically
+from .loop import Fitted, Stop, copied, fit, save_atomically
 from .run_folder import write_json
 from .settings import STAGES, Settings
 from .stages import Data, embeddings, stage_of
@@ -44,22 +44,24 @@ _SHOWN = 300
 @dataclasses.dataclass(frozen=True)
 class Division:
     """Which items of the corpora a run learns from; ``faces`` are items of the face corpus, ``left_out`` says what was
-    wrong with those that ``usable`` has taken out."""
+    wrong with those that ``usable`` has taken out (None: it has not looked)."""
 
     training: Sequence[int]
     validation: Sequence[int] = ()
     faces: Sequence[int] = ()
-    left_out: Sequence[str] = ()
+    left_out: Sequence[str] | None = None
 
 
 def usable(division: Division, speech: PreparedCorpus, settings: Settings, skip_bad: bool) -> Division:
     """The division without utterances whose stored speech cannot be read or is not finite; SampleError naming the first
-    unless ``skip_bad``."""
+    unless ``skip_bad``.  They are looked through once."""
+    if division.left_out is not None:
+        return division
     bad = bad_speech(speech, [*division.training, *division.validation], settings.front_end.front_end())
     if bad and not skip_bad:
         raise next(iter(bad.values()))
     training, validation = ([i for i in part if i not in bad] for part in (division.training, division.validation))
-    return Division(training, validation, division.faces, [*division.left_out, *map(str, bad.values())])
+    return Division(training, validation, division.faces, list(map(str, bad.values())))
 
 
 def taught(division: Division, settings: Settings, stages: Sequence[str]) -> list[int]:
@@ -217,7 +219,7 @@ def train_stages(
     if processes.first:
         write_json(asked, mark)
         about = environment(settings, speech, faces, seed, processes)
-        about["left_out"] = list(division.left_out)
+        about["left_out"] = division.left_out
         write_json(about, folder / "environment.json")
         if not options.resume:  # lines of a run that left no checkpoint
             for name in ("log.jsonl", "log.csv", "epochs.jsonl", "embeddings.npz"):
@@ -240,9 +242,8 @@ def _picked(fitted: Mapping[str, Fitted]) -> dict[str, Any]:
     """Of the stages that were validated, the epoch that was picked and its confusion matrix."""
     found = {}
     for name, how in fitted.items():
-        entry = next((r for r in how.history if r["epoch"] == how.epoch), {})
-        if "validation_confusion" in entry:
-            found[name] = {"epoch": how.epoch, "confusion": entry["validation_confusion"]}
+        if "validation_confusion" in how.kept:
+            found[name] = {"epoch": how.epoch, "confusion": how.kept["validation_confusion"]}
     return found
 
 
@@ -276,12 +277,12 @@ class _Run:
     log: RunLog
     stop: Stop | None
     progress: Callable[[str, int, int, Mapping[str, Any]], None] | None
-    #: What the stages that train one network have made of it.
-    picked: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    #: Of a stage that trains one network, what it has made of it.
+    picked: dict[str, dict[str, torch.Tensor]] = dataclasses.field(default_factory=dict)
 
     def pick(self, stages: Sequence[str], prefix: str) -> dict[str, Fitted]:
         """Train the stages in order on the training utterances; each picks its epoch on those of validation."""
-        initial = {name: value.clone() for name, value in self.system.state_dict().items()}
+        initial = copied(self.system.state_dict())
         fitted: dict[str, Fitted] = {}
         finished = self.options.resume and all((self.folder / f"{name}.pt").exists() for name in stages)
         for name in stages:
@@ -295,8 +296,8 @@ class _Run:
                     self._ended(name)
                 self._save(name, found, done)
             fitted[name] = found
-            part = f"{_TRAINED.get(name)}."
-            self.picked.update({k: v.clone() for k, v in self.system.state_dict().items() if k.startswith(part)})
+            if name in _TRAINED:
+                self.picked[name] = copied(getattr(self.system, _TRAINED[name]).state_dict())
         if prefix:
             self.system.load_state_dict(initial)
         return fitted
@@ -312,10 +313,7 @@ class _Run:
                 data = self.data.with_validation() if self.settings.of_stage(name).refit else self.data.without_any()
                 self._fit(name, data, fitted[name].epoch, "-refit")
             else:
-                part = f"{_TRAINED[name]}."
-                self.system.load_state_dict(
-                    {k: self.picked[k] if k.startswith(part) else v for k, v in self.system.state_dict().items()}
-                )
+                getattr(self.system, _TRAINED[name]).load_state_dict(self.picked[name])
             self._ended(name)
             self._save(name, fitted[name], done)
         if self.processes.first:

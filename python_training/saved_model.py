@@ -31,7 +31,7 @@ def evaluate_saved(
     found, notes = map_labels(labels, corpus.labels, mapping)
     if not mapping and set(labels) == set(corpus.labels):
         notes = []
-    rows = [i for i in corpus.with_speech if corpus.utterances[i].label in found]
+    rows = corpus.spoken(found)
     if not rows:
         raise ValueError(f"{corpus.folder}: expected speech of the classes {', '.join(labels)}, got none")
     tested = relabelled([corpus.utterances[i] for i in rows], found)

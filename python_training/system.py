@@ -15,6 +15,7 @@ from avser_fast.config import FrontEnd
 from avser_fast.inference.features import engine_module, normalized
 from avser_fast.nn import AVRE, MDSCM, Fusion
 
+from .data.batches import not_finite
 from .data.prepared import PreparedCorpus
 from .settings import Settings
 
@@ -136,9 +137,7 @@ def score(
         if values is None:
             raise ValueError(f"{corpus.utterances[i].key}: expected speech, this utterance of {corpus.folder} has none")
         if not np.isfinite(values).all():
-            raise ValueError(
-                f"{corpus.folder}: {corpus.utterances[i].key}: expected finite values, got NaN or infinity"
-            )
+            raise not_finite(corpus, i)
         clips[row] = utterance_clips(values, front_end, rule)
         waiting = of_length.setdefault(len(clips[row][0]), [])
         waiting.append(row)

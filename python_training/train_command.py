@@ -95,15 +95,15 @@ def train(arguments: argparse.Namespace, settings: Settings, speech: Any, faces:
             return 130
         if joined.first:
             for name, result in fitted.items():
-                kept = next((r for r in result.history if r["epoch"] == result.epoch), {})
-                scored = f", validation UA {100 * kept['validation_ua']:.1f} %" if "validation_ua" in kept else ""
+                ua = result.kept.get("validation_ua")
+                scored = "" if ua is None else f", validation UA {100 * ua:.1f} %"
                 print(f"{name}: epoch {result.epoch} of {len(result.history)} kept{scored}")
                 replaced = sum(r.get("skipped", 0) for r in result.history)
                 if replaced:
                     print(f"  {replaced} rows: another sample stood in for a bad one")
                 for warning in result.history[-1].get("warnings", []) if result.history else []:
                     print(f"  warning: {warning}")
-            for sentence in division.left_out:
+            for sentence in division.left_out or ():
                 print(f"left out: {sentence}")
             card = {
                 "data": {"corpus": speech.name, "manifest_sha256": speech.manifest_sha256},

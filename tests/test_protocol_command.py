@@ -225,24 +225,30 @@ def manifest(trees: Path, tree: str, out: Path, name: str = "", speaker: str = "
     return PreparedCorpus(out / "p")
 
 
+@pytest.fixture
+def divisions(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What each fold was trained on, one after the other."""
+    found: list[Any] = []
+    real = protocol_command.train_stages
+
+    def train_stages(settings: Settings, speech: PreparedCorpus, division: Any, *rest: Any, **more: Any) -> Any:
+        found.append(division)
+        return real(settings, speech, division, *rest, **more)
+
+    monkeypatch.setattr(protocol_command, "train_stages", train_stages)
+    return found
+
+
 CROSS: dict[str, Any] = {"protocol": "cross-corpus", "stages": ["avdal"]}
 
 
 def test_names_in_unrelated_corpora_are_no_leakage_and_hide_no_face(
-    settings: Settings, trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, trees: Path, tmp_path: Path, divisions: list[Any]
 ) -> None:
     """Equal keys and speakers, in corpora of other names and other recordings."""
     a, b = manifest(trees, "a", tmp_path / "a"), manifest(trees, "b", tmp_path / "b")
     assert (a.name, b.name) == ("a", "b") and a.speakers == b.speakers
     assert [u.key for u in a.utterances] == [u.key for u in b.utterances]
-    divisions: list[Any] = []
-    real = protocol_command.train_stages
-
-    def train_stages(settings: Settings, speech: PreparedCorpus, division: Any, *rest: Any, **more: Any) -> Any:
-        divisions.append(division)
-        return real(settings, speech, division, *rest, **more)
-
-    monkeypatch.setattr(protocol_command, "train_stages", train_stages)
     said: list[str] = []
     summary = evaluate(settings, a, tmp_path / "out", faces=a, target=b, say=said.append, **CROSS)
     assert summary["leakage"] == "" and summary["folds"] == ["cross-a-to-b"]
@@ -303,17 +309,9 @@ def test_another_corpus_is_not_learnt_from_without_speech(
 
 
 def test_faces_of_tested_speakers_are_hidden_where_they_are_prepared_again(
-    settings: Settings, artificial: PreparedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, artificial: PreparedCorpus, tmp_path: Path, divisions: list[Any]
 ) -> None:
     shutil.copytree(artificial.folder, tmp_path / "again")
-    divisions: list[Any] = []
-    real = protocol_command.train_stages
-
-    def train_stages(settings: Settings, speech: PreparedCorpus, division: Any, *rest: Any, **more: Any) -> Any:
-        divisions.append(division)
-        return real(settings, speech, division, *rest, **more)
-
-    monkeypatch.setattr(protocol_command, "train_stages", train_stages)
     faces = PreparedCorpus(tmp_path / "again")
     evaluate(settings, artificial, tmp_path / "out", stages=["avdal"], faces=faces)
     assert len(divisions) == 2

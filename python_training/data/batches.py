@@ -177,19 +177,19 @@ def bad_speech(corpus: PreparedCorpus, chosen: Sequence[int], front_end: FrontEn
             values = features[item]
             finite = values is None or bool(np.isfinite(values).all())
         except Exception as error:  # whatever a damaged file leads to: which sample it was is the point
-            bad[item] = _unreadable(corpus, item, error)
+            bad[item] = unreadable(corpus, item, error)
             continue
         if not finite:
-            bad[item] = _not_finite(corpus, item)
+            bad[item] = not_finite(corpus, item)
     return bad
 
 
-def _unreadable(corpus: PreparedCorpus, item: int, error: Exception) -> SampleError:
+def unreadable(corpus: PreparedCorpus, item: int, error: Exception) -> SampleError:
     what = f"{corpus.folder}: {corpus.utterances[item].key}"
     return SampleError(f"{what}: expected a sample that can be read, got {type(error).__name__}: {error}")
 
 
-def _not_finite(corpus: PreparedCorpus, item: int) -> SampleError:
+def not_finite(corpus: PreparedCorpus, item: int) -> SampleError:
     return SampleError(f"{corpus.folder}: {corpus.utterances[item].key}: expected finite values, got NaN or infinity")
 
 
@@ -286,9 +286,9 @@ class Samples(Dataset[tuple[_Half, ...]]):
         try:
             values, valid, clean = make(item, rng)
         except Exception as error:  # as above
-            raise _unreadable(corpus, item, error) from error
+            raise unreadable(corpus, item, error) from error
         if not np.isfinite(values).all():
-            raise _not_finite(corpus, item)
+            raise not_finite(corpus, item)
         return values, valid, clean
 
     def _clips(self, item: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,10 @@ class PreparedCorpus:
     @property
     def speakers(self) -> list[str]:
         return sorted({u.speaker for u in self.utterances})
+
+    def spoken(self, labels: Container[int]) -> list[int]:
+        """Items with speech whose label is one of ``labels``."""
+        return [i for i in self.with_speech if self.utterances[i].label in labels]
 
     def parts(self, i: int) -> tuple[str, ...]:
         """Keys of the sound and the face of utterance i by their content: digest of a file, and which part of it."""
