@@ -145,12 +145,16 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+def whole_number(text: str, least: int = 0) -> int:
+    """An option's whole number of at least ``least``."""
+    if not (text.isascii() and text.isdigit()) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+    return int(text)
+
+
 def count(text: str) -> int:
     """An option's whole number of at least 1."""
-    value = int(text) if text.isascii() and text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return value
+    return whole_number(text, 1)
 
 
 # infer

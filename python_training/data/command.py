@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from avser_fast.cli import count
+from avser_fast.cli import count, whole_number
 
 from ..progress import Bars
 from .boxes import Boxes, with_boxes, with_face_clips, without_faces
@@ -37,13 +37,6 @@ def pair(text: str) -> tuple[str, str]:
     if not (name and equals and target):
         raise argparse.ArgumentTypeError(f"expected FROM=TO, for example exc=hap, got {text!r}")
     return name, target
-
-
-def whole_number(text: str) -> int:
-    """An option's whole number of at least 0."""
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
-    return int(text)
 
 
 def corpus_name(text: str) -> str:
