@@ -293,6 +293,33 @@ class GpuModel:
         """The same between addresses in this GPU's memory, float32 and contiguous (valid: bytes, or 0), queued on a
         cudaStream_t without waiting; may be recorded into a CUDA graph."""
 
+    def run_steps(
+        self,
+        clips: int,
+        batch: int,
+        count: int,
+        probabilities: int,
+        features: int,
+        logits: int,
+        begin: int,
+        end: int,
+        stream: int,
+    ) -> None:
+        """For measurements: steps [begin, end) of ``forward_on_device``, every clip voting.
+
+        ``begin == end`` is one launch that does nothing.  Steps before ``begin`` must have been the last call on that
+        stream, for the same batch: calls of one size share the memory in which they leave activations.  InputError
+        where they leave none, since a team carries clips in turn or a recorded graph gives every call memory of its
+        own, and outside of the steps.
+        """
+
+    def stages(self) -> list[dict[str, Any]]:
+        """Of every step: ``name``; ``flops`` of a clip, 2 per multiply-add of products as they are defined;
+        ``weight_bytes``, read once; ``read_bytes`` and ``write_bytes`` of a clip's activations, each counted once.
+
+        The statistics path runs within the first step and is counted there.
+        """
+
     def warm_up(self, batch: int, count: int) -> None:
         """Makes the memory and the graph for batches of this size before the first call."""
     @property

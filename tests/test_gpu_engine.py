@@ -17,6 +17,7 @@ from avser_fast.config import MDSCM
 from avser_fast.errors import BackendError, ConfigError, InputError, ModelError
 from avser_fast.inference.weights import random_tensors
 from avser_fast.testing import max_error
+from benchmarks.macs import mdscm_macs
 
 # Small ones of every kind: widths that fill no tile, three channels, no encoder, a clip of one frame, long scores, the
 # statistics path; what was drawn at random; and the statistics path with a voice.
@@ -139,6 +140,106 @@ def test_addresses_on_the_device_and_a_stream_of_the_caller() -> None:
     assert_same_bits(found, expected)
     engine.forward_on_device(addresses[0], 0, 2, 3, *addresses[2:], 7)
     assert_same_bits(found, engine.forward(clips))
+
+
+class Steps:
+    """Calls of ``run_steps`` on one stream of the caller's, from and to the same arrays."""
+
+    def __init__(self, engine: Any, clips: np.ndarray) -> None:
+        self.engine = engine
+        self.expected = engine.forward(clips)
+        self.found = tuple(np.full_like(x, np.nan) for x in self.expected)
+        self.clips = clips
+
+    def __call__(self, begin: int, end: int) -> None:
+        addresses = [x.ctypes.data for x in self.found]
+        self.engine.run_steps(self.clips.ctypes.data, *self.clips.shape[:2], *addresses, begin, end, 7)
+
+
+@pytest.mark.skipif(emulated.on_gpu(), reason="its addresses are the host's; test_gpu_streams.py has the real thing")
+@pytest.mark.parametrize("member", (0, 7))
+@pytest.mark.parametrize("schedule", ({}, {"team": 1}, {"team": 3, "staged": True}), ids=str)
+def test_steps_in_pieces_are_one_forward(schedule: dict[str, Any], member: int) -> None:
+    network, tensors, clips, _ = case(member)
+    run = Steps(make(network, tensors, **schedule), clips)
+    steps = len(run.engine.stages())
+    convolutions = len(network.stem) + 2 * len(network.blocks)
+    for cuts in ((1, convolutions), (convolutions, steps - 1), (0, steps)):
+        for x in run.found:
+            x.fill(np.nan)
+        for begin, end in zip((0, *cuts), (*cuts, steps)):
+            run(begin, end)
+        assert_same_bits(run.found, run.expected, str(cuts))
+    # What a prefix leaves out is not there, and a launch without steps does nothing.
+    for x in run.found:
+        x.fill(np.nan)
+    run(0, steps - 1)
+    run(steps - 1, steps - 1)
+    assert all(np.isnan(x).all() for x in run.found)
+    run(steps - 1, steps)
+    assert_same_bits(run.found, run.expected)
+
+
+@pytest.mark.skipif(emulated.on_gpu(), reason="its addresses are the host's")
+def test_steps_behind_the_convolutions_of_a_group_are_pieces() -> None:
+    network, tensors, clips, _ = case(7)
+    run = Steps(make(network, tensors, team=2, group=6), clips)
+    tokens = len(network.stem) + 2 * len(network.blocks) + 1
+    run(0, tokens)
+    run(tokens, len(run.engine.stages()))
+    assert_same_bits(run.found, run.expected)
+    wanted = f"begin: expected 0 or at least {tokens} where a team carries 6 clips in turn before that, got 1"
+    with pytest.raises(InputError, match=wanted):
+        run(1, tokens)
+
+
+@pytest.mark.skipif(emulated.on_gpu(), reason="its addresses are the host's")
+def test_steps_that_cannot_be_run_are_refused() -> None:
+    network, tensors, clips, _ = case(0)
+    run = Steps(make(network, tensors), clips)
+    steps = len(run.engine.stages())
+    for begin, end in ((-1, 2), (3, 2), (0, steps + 1)):
+        wanted = f"begin, end: expected 0 <= begin <= end <= {steps}, got {begin} and {end}"
+        with pytest.raises(InputError, match=wanted):
+            run(begin, end)
+    with pytest.raises(InputError, match="clips: expected at least 1 utterance of 1 clip, got 0 of 3"):
+        Steps(run.engine, clips[:0])(0, steps)
+    emulated.module().set_device(multiprocessors=2)
+    run = Steps(make(network, tensors, team=1, group=2), clips)
+    run(0, steps)
+    assert_same_bits(run.found, run.expected)
+    with pytest.raises(InputError, match="begin: expected 0 where 2 teams of 2 clips carry 6 in turn, got 1"):
+        run(1, steps)
+
+
+@pytest.mark.parametrize("member", range(len(MEMBERS)))
+def test_stages_count_what_the_network_multiplies(member: int) -> None:
+    network = MEMBERS[member]
+    stages = make(network, random_tensors(network, member)).stages()
+    assert sum(stage["flops"] for stage in stages) == 2 * mdscm_macs(network)
+    convolutions = len(network.stem) + 2 * len(network.blocks) + 1
+    assert len(stages) == convolutions + 5 * network.encoder_layers + 1
+
+
+def test_stages_of_the_published_network() -> None:
+    network = MDSCM()
+    tensors = random_tensors(network, 1)
+    found = {p: make(network, tensors, precision=p).stages() for p in ("float32", "bf16", "fp8")}
+    names = "conv_stem.0 conv_stem.1 dsc_block.0.first dsc_block.0.second dsc_block.1.first dsc_block.1.second".split()
+    layers = [f"encoder.{i}.{part}" for i in range(2) for part in ("qkv", "attention", "out", "ff1", "ff2")]
+    for stages in found.values():
+        assert [stage["name"] for stage in stages] == [*names, "cs_attention", *layers, "emotion_head"]
+        assert sum(stage["flops"] for stage in stages) == 2 * mdscm_macs(network)
+    by_name = {p: {stage["name"]: stage for stage in stages} for p, stages in found.items()}
+    # 14 tokens of 768 features, a hidden layer of 512; a clip of 224 frames and 40 bands.
+    attention = {"flops": 4 * 14 * 14 * 768, "weight_bytes": 0, "read_bytes": 6 * 14 * 768, "write_bytes": 2 * 14 * 768}
+    assert by_name["bf16"]["encoder.1.attention"] == {"name": "encoder.1.attention", **attention}
+    first, out = by_name["bf16"]["conv_stem.0"], by_name["bf16"]["encoder.0.out"]
+    assert first["read_bytes"] == 4 * 224 * 40 and first["write_bytes"] == 2 * 112 * 20 * 32
+    assert first["weight_bytes"] == 4 * 32 * (9 + 1)
+    assert out["read_bytes"] == (2 + 4) * 14 * 768 and out["write_bytes"] == 4 * 14 * 768
+    weights = {p: stages["encoder.0.ff1"]["weight_bytes"] - 4 * 2 * 768 for p, stages in by_name.items()}
+    assert weights == {p: 512 * (768 * e + 4 + 4 * (e == 1)) for p, e in (("float32", 4), ("bf16", 2), ("fp8", 1))}
 
 
 def test_only_valid_clips_vote_and_no_vote_is_nan() -> None:

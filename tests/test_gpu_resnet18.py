@@ -11,6 +11,7 @@ import torch
 from test_avre_engine import arrays_of, assert_outputs, random_avre, random_clips, same_bits, truth
 
 from avser_fast.errors import ConfigError, InputError, ModelError
+from benchmarks.macs import resnet18_macs
 
 SCHEDULES: tuple[dict[str, Any], ...] = ({"team": 1, "group": 2}, {"team": 3, "staged": True}, {"team": 2, "group": 3})
 
@@ -41,6 +42,29 @@ def test_every_schedule_gives_the_same_bits() -> None:
     for order, schedule in zip(("backward", "shuffled", "shuffled"), SCHEDULES):
         emulated.module().set_order(order, 5)
         assert same_bits(make(tensors, clips, **schedule).forward(clips), first), f"{order} {schedule}"
+
+
+def test_stages_count_what_the_network_multiplies() -> None:
+    tensors = arrays_of(random_avre())
+    for frames, bands in ((224, 40), (97, 33)):
+        stages = make(tensors, np.zeros((1, 1, 1, frames, bands), np.float32)).stages()
+        assert sum(stage["flops"] for stage in stages) == 2 * resnet18_macs(frames, bands)
+    names = [stage["name"] for stage in stages]
+    assert names[:4] == ["conv", "pool", "blocks.0.conv1", "blocks.0.conv2"] and names[-1] == "emotion_head"
+    assert [name for name in names if "downsample" in name] == [f"blocks.{i}.downsample" for i in (2, 4, 6)]
+
+
+@pytest.mark.skipif(emulated.on_gpu(), reason="its addresses are the host's")
+@pytest.mark.parametrize("schedule", ({}, {"team": 2, "group": 3}, {"team": 3, "staged": True}), ids=str)
+def test_steps_in_pieces_are_one_forward(schedule: dict[str, Any]) -> None:
+    module, clips = random_avre(), random_clips(1, 3, 1, 17, 9)
+    engine = make(arrays_of(module), clips, **schedule)
+    expected = engine.forward(clips)
+    found = tuple(np.full_like(x, np.nan) for x in expected)
+    cuts = (0, 1, 7, len(engine.stages()))
+    for begin, end in zip(cuts, cuts[1:]):
+        engine.run_steps(clips.ctypes.data, 1, 3, *(x.ctypes.data for x in found), begin, end, 7)
+    assert same_bits(found, expected)
 
 
 @pytest.mark.parametrize(("precision", "allowed"), [("bf16", 2.0), ("fp16", 0.5), ("tf32", 0.5)])

@@ -13,6 +13,7 @@ from test_engine import MEMBERS, random_clips, reference
 
 import avser_fast
 from avser_fast import _engine, config
+from avser_fast.errors import InputError
 from avser_fast.inference.weights import random_tensors
 
 pytestmark = pytest.mark.skipif(
@@ -81,6 +82,22 @@ def test_graphs_of_the_caller_run_beside_other_calls() -> None:
         torch.cuda.synchronize()
         for outputs in (*(o for _, o in graphs), fresh):
             call.check(outputs)
+
+
+def test_steps_in_pieces_are_one_forward() -> None:
+    call = Call()
+    clips, outputs, steps = torch.from_numpy(CLIPS).cuda(), call.outputs(), len(call.engine.stages())
+    addresses = [x.data_ptr() for x in outputs]
+    for begin, end in ((0, 3), (3, 3), (3, steps - 1), (steps - 1, steps)):
+        stream = torch.cuda.current_stream().cuda_stream
+        call.engine.run_steps(clips.data_ptr(), 4, 3, *addresses, begin, end, stream)
+    torch.cuda.synchronize()
+    call.check(outputs)
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        stream = torch.cuda.current_stream().cuda_stream
+        call.engine.run_steps(clips.data_ptr(), 4, 3, *addresses, 0, 3, stream)
+        with pytest.raises(InputError, match="begin: expected 0 on a stream that is recorded"):
+            call.engine.run_steps(clips.data_ptr(), 4, 3, *addresses, 3, steps, stream)
 
 
 def test_threads_with_streams_of_their_own() -> None:

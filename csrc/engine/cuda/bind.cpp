@@ -67,6 +67,24 @@ void forward_on_device(const GpuModel& model, uintptr_t clips, uintptr_t valid, 
                           reinterpret_cast<float*>(logits), reinterpret_cast<Stream>(stream));
 }
 
+void run_steps(const GpuModel& model, uintptr_t clips, int64_t batch, int64_t count, uintptr_t probabilities,
+               uintptr_t features, uintptr_t logits, int begin, int end, uintptr_t stream) {
+  const py::gil_scoped_release release;
+  model.run_steps(reinterpret_cast<const float*>(clips), batch, count, reinterpret_cast<float*>(probabilities),
+                  reinterpret_cast<float*>(features), reinterpret_cast<float*>(logits), begin, end,
+                  reinterpret_cast<Stream>(stream));
+}
+
+py::list stages(const GpuModel& model) {
+  py::list out;
+  for (const GpuStage& stage : model.stages()) {
+    out.append(py::dict(py::arg("name") = stage.name, py::arg("flops") = stage.flops,
+                        py::arg("weight_bytes") = stage.weight_bytes, py::arg("read_bytes") = stage.read_bytes,
+                        py::arg("write_bytes") = stage.write_bytes));
+  }
+  return out;
+}
+
 std::unique_ptr<GpuSpeech> make_speech(const std::vector<std::shared_ptr<GpuModel>>& networks, int device,
                                        int64_t sampling_rate, int64_t mel_bands, int64_t frame_length,
                                        int64_t frame_step, int64_t n_fft, double preemphasis, double low_hz,
@@ -192,6 +210,15 @@ void bind_gpu_engine(py::module_& m) {
            py::arg("count"), py::arg("probabilities"), py::arg("features"), py::arg("logits"), py::arg("stream"),
            "The same between addresses in this GPU's memory, float32 and contiguous, queued on a stream without "
            "waiting; valid: bytes, 0: every clip votes.")
+      .def("run_steps", &run_steps, py::arg("clips"), py::arg("batch"), py::arg("count"), py::arg("probabilities"),
+           py::arg("features"), py::arg("logits"), py::arg("begin"), py::arg("end"), py::arg("stream"),
+           "For measurements: steps [begin, end) of forward_on_device, every clip voting; begin == end: one launch "
+           "that\n"
+           "does nothing.  Those before `begin` must have been the last call on that stream, for the same batch.\n"
+           "InputError where they leave nothing behind: where a team carries clips in turn, in a recorded graph.")
+      .def("stages", &stages,
+           "One dict per step: name, flops and read_bytes and write_bytes (activations) of a clip, weight_bytes read "
+           "once.")
       .def("warm_up", &GpuModel::warm_up, py::arg("batch"), py::arg("count"), py::call_guard<py::gil_scoped_release>(),
            "Makes the memory and the graph for batches of this size before the first call.")
       .def_property_readonly("features", &GpuModel::features)

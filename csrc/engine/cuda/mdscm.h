@@ -3,6 +3,7 @@
 
 #include "engine/cuda/model.h"
 #include "engine/cuda/program.h"
+#include "engine/cuda/stages.h"
 #include "engine/network.h"
 #include "engine/packer.h"
 
@@ -14,11 +15,14 @@ class GpuMdscm final : public GpuModel {
   GpuMdscm(const Network& network, const Tensors& tensors, const GpuOptions& options);
 
   bool voice() const override { return network_.voice; }
+  std::vector<GpuStage> stages() const override { return mdscm_stages(network_, options_.precision); }
 
  private:
   class Builder;
 
   Plan plan(int64_t clips) const override;
+  // The convolutions go clip by clip through the same maps.
+  int first_of_group() const override { return program_.convolution_steps(); }
   void launch(const Plan& plan, const Run& run, int begin, int end, Stream stream) const override;
 
   int64_t tile_bytes(int rows) const;

@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kMostTeam = 8;  // blocks of a cluster that every device with clusters runs
 constexpr int kMostStaged = 16;
+constexpr int kAllSteps = std::numeric_limits<int>::max();
 
 constexpr const char* kNames[kGpuPrecisions] = {"float32", "tf32", "bf16", "fp16", "fp8"};
 
@@ -26,6 +27,19 @@ DeviceInfo checked(const GpuOptions& options) {
               ": expected a GPU of compute capability ", least / 10, ".", least % 10, " or newer, got ", info.name,
               " (", info.major, ".", info.minor, ")");
   return info;
+}
+
+Run run_of(const float* clips, const uint8_t* valid, int64_t batch, int64_t clips_per_utterance, float* probabilities,
+           float* features, float* logits) {
+  Run run{};
+  run.given = {static_cast<int>(batch * clips_per_utterance), static_cast<int>(clips_per_utterance),
+               valid == nullptr ? 1 : 0};
+  run.clips = clips;
+  run.valid = valid;
+  run.features = features;
+  run.logits = logits;
+  run.probabilities = probabilities;
+  return run;
 }
 
 }  // namespace
@@ -120,13 +134,17 @@ std::unique_ptr<GpuModel::Activations> GpuModel::make_activations(int64_t slots)
 }
 
 void GpuModel::queue(const Activations& own, Run run, Stream stream) const {
+  queue_steps(own, run, 0, own.plan_.steps, stream);
+}
+
+void GpuModel::queue_steps(const Activations& own, Run run, int begin, int end, Stream stream) const {
   run.arrived = own.arrived_;
   run.memory = own.teams_;
   run.group = own.plan_.schedule.group;
   run.team = own.plan_.schedule.team;
-  if (options_.poison) fill(run.memory, 0xff, own.plan_.teams * own.plan_.team_bytes, stream);
-  if (!own.plan_.schedule.staged) return launch(own.plan_, run, 0, own.plan_.steps, stream);
-  for (int step = 0; step < own.plan_.steps; ++step) launch(own.plan_, run, step, step + 1, stream);
+  if (options_.poison && begin == 0) fill(run.memory, 0xff, own.plan_.teams * own.plan_.team_bytes, stream);
+  if (!own.plan_.schedule.staged || begin == end) return launch(own.plan_, run, begin, end, stream);
+  for (int step = begin; step < end; ++step) launch(own.plan_, run, step, step + 1, stream);
 }
 
 std::unique_ptr<GpuModel::Workspace> GpuModel::take(int64_t clips) const {
@@ -199,19 +217,40 @@ void GpuModel::forward_on_device(const float* clips, const uint8_t* valid, int64
                                  float* probabilities, float* features, float* logits, Stream stream) const {
   AVSER_CHECK(clips_per_utterance >= 1, input, "GpuModel.forward: clips: expected at least 1 clip, got 0");
   if (batch == 0) return;
+  queue_steps(run_of(clips, valid, batch, clips_per_utterance, probabilities, features, logits), 0, kAllSteps, stream);
+}
+
+void GpuModel::run_steps(const float* clips, int64_t batch, int64_t clips_per_utterance, float* probabilities,
+                         float* features, float* logits, int begin, int end, Stream stream) const {
+  AVSER_CHECK(batch >= 1 && clips_per_utterance >= 1, input,
+              "GpuModel.run_steps: clips: expected at least 1 utterance of 1 clip, got ", batch, " of ",
+              clips_per_utterance);
   const OnDevice guard(options_.device);
   const int64_t count = batch * clips_per_utterance;
-  Run run{};
-  run.given = {static_cast<int>(count), static_cast<int>(clips_per_utterance), valid == nullptr ? 1 : 0};
-  run.clips = clips;
-  run.valid = valid;
-  run.features = features;
-  run.logits = logits;
-  run.probabilities = probabilities;
-  const int64_t slots = slots_of(count);
+  const Plan own = plan(slots_of(count));
+  AVSER_CHECK(0 <= begin && begin <= end && end <= own.steps, input,
+              "GpuModel.run_steps: begin, end: expected 0 <= begin <= end <= ", own.steps, ", got ", begin, " and ",
+              end);
+  if (begin > 0 && begin < end) {
+    const int group = own.schedule.group;
+    AVSER_CHECK(int64_t{own.teams} * group >= count, input, "GpuModel.run_steps: begin: expected 0 where ", own.teams,
+                " teams of ", group, " clips carry ", count, " in turn, got ", begin);
+    AVSER_CHECK(group == 1 || begin >= first_of_group(), input, "GpuModel.run_steps: begin: expected 0 or at least ",
+                first_of_group(), " where a team carries ", group, " clips in turn before that, got ", begin);
+    AVSER_CHECK(!is_capturing(stream), input,
+                "GpuModel.run_steps: begin: expected 0 on a stream that is recorded, whose calls have memory of their "
+                "own, got ",
+                begin);
+  }
+  queue_steps(run_of(clips, nullptr, batch, clips_per_utterance, probabilities, features, logits), begin, end, stream);
+}
+
+void GpuModel::queue_steps(const Run& run, int begin, int end, Stream stream) const {
+  const OnDevice guard(options_.device);
+  const int64_t slots = slots_of(run.given.clips);
   queued_.with(
       stream, slots, [](const Activations&) { return true; }, [&] { return make_activations(slots); },
-      [&](const Activations& own) { queue(own, run, stream); });
+      [&](const Activations& own) { queue_steps(own, run, begin, std::min(end, own.plan_.steps), stream); });
 }
 
 void GpuModel::warm_up(int64_t batch, int64_t clips_per_utterance) const {

@@ -31,6 +31,15 @@ struct GpuOptions {
   bool poison = false;  // fills activations with NaN before every call, for tests
 };
 
+// A step of a network: what it computes and must move, whatever the kernels do for it.
+struct GpuStage {
+  std::string name;
+  int64_t flops;         // of a clip: 2 per multiply-add of products as they are defined, padding of maps included
+  int64_t weight_bytes;  // as if read once for all clips
+  int64_t read_bytes;    // of a clip: activations, each once
+  int64_t write_bytes;
+};
+
 // Clips that go to the GPU in one piece, if their utterances end there.
 constexpr int64_t kMostClips = 1024;
 // Sizes that share a graph: four between powers of two.
@@ -53,6 +62,8 @@ class GpuModel {
   int64_t clip_floats() const { return clip_floats_; }
   int64_t features() const { return features_; }
   int64_t classes() const { return classes_; }
+  // One per step, in the order in which they run.
+  virtual std::vector<GpuStage> stages() const = 0;
 
   // clips: (batch, clips) of clip_shape(); valid: (batch, clips), null: all vote.  probabilities: (batch, classes);
   // features: (batch, clips, features); logits: (batch, clips, classes).  From and to the host's memory; returns when
@@ -63,6 +74,12 @@ class GpuModel {
   // valid: bytes, null: all vote.
   void forward_on_device(const float* clips, const uint8_t* valid, int64_t batch, int64_t clips_per_utterance,
                          float* probabilities, float* features, float* logits, Stream stream) const;
+  // For measurements: steps [begin, end) of that alone, all clips voting; without any, one launch that does nothing.
+  // The steps before `begin` must have been the stream's last work of this model, for the same batch, and must have
+  // left what all clips need: not where a team carries clips in turn, nor in the memory that a recorded call gets for
+  // itself.
+  void run_steps(const float* clips, int64_t batch, int64_t clips_per_utterance, float* probabilities, float* features,
+                 float* logits, int begin, int end, Stream stream) const;
   // Makes the memory and the graph for batches of this size, so that the first call finds them.
   void warm_up(int64_t batch, int64_t clips_per_utterance) const;
 
@@ -86,6 +103,8 @@ class GpuModel {
   GpuModel(const GpuOptions& options, std::vector<int64_t> clip_shape, int64_t features, int64_t classes);
 
   virtual Plan plan(int64_t clips) const = 0;
+  // The first step that finds activations of all clips of a group; those before it find the last clip's alone.
+  virtual int first_of_group() const { return 0; }
   // Steps [begin, end): all of them by teams that meet, or one.
   virtual void launch(const Plan& plan, const Run& run, int begin, int end, Stream stream) const = 0;
 
@@ -102,6 +121,9 @@ class GpuModel {
  private:
   struct Workspace;
 
+  // Steps [begin, end) of queue() and of forward_on_device().
+  void queue_steps(const Activations& own, Run run, int begin, int end, Stream stream) const;
+  void queue_steps(const Run& run, int begin, int end, Stream stream) const;
   // With its graph, for a call of so many clips alone.
   std::unique_ptr<Workspace> take(int64_t clips) const;
 

@@ -3,6 +3,7 @@
 
 #include "engine/cuda/model.h"
 #include "engine/cuda/resnet18_program.h"
+#include "engine/cuda/stages.h"
 #include "engine/packer.h"
 
 namespace avser::gpu {
@@ -13,6 +14,11 @@ class GpuResNet18 final : public GpuModel {
   // needed.  Clips are (in_channels, height, width).
   GpuResNet18(int64_t in_channels, int64_t height, int64_t width, int64_t classes, const Tensors& tensors,
               const GpuOptions& options);
+
+  std::vector<GpuStage> stages() const override {
+    const std::vector<int64_t>& clip = clip_shape();
+    return resnet18_stages(clip[0], clip[1], clip[2], classes(), options_.precision);
+  }
 
  private:
   Plan plan(int64_t clips) const override;
