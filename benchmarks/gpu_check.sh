@@ -70,7 +70,7 @@ passed=()
 part engine_tests 100 env AVSER_FAST_TEST_GPU=1 "${tests[@]}" "${spread[@]}" tests/test_gpu_engine.py tests/test_gpu_resnet18.py \
     tests/test_gpu_fusion.py tests/test_gpu_speech.py tests/test_cuda_backend.py tests/test_gpu_streams.py && passed+=(cuda)
 # A process each: after some faults one gets nothing else from its GPU.
-for of in ceilings utterances-1 utterances-205 samples log_mel utterances-16; do
+for of in ceilings utterances-1 stages-1 utterances-205 samples log_mel utterances-16 stages-205; do
     part "engine_$of" 40 "$python" -m benchmarks.gpu_engine "$out" "$of"
 done
 part log_mel_tests 40 "${tests[@]}" tests/test_ops.py -k cuda

@@ -5,10 +5,10 @@ The published network in bf16 (and the other precisions of ours), one utterance 
 CUDA graph of the caller's and, for small batches, by other teams of blocks; PyTorch eager channels-last AMP, the same
 in a CUDA graph, and with weights in bf16 rather than AMP; torch.compile, with AMP and with weights in bf16, in parts of
 its own, since it takes a minute to compile. Then 4.5 s of samples in GPU memory to probabilities, and the log-mel
-features of 64 such recordings beside torchaudio's. Outputs are compared with float64 before anything is timed (samples:
-with the CPU engine). The device's own ceilings, rate of products and of copies, are measured beside. Writes
-``OUT/gpu-engine.json`` after every part; a contender that fails is written down and does not hide the
-others (exit code 1 where it is ours).  Goals are in goals.py.
+features of 64 such recordings beside torchaudio's; and where the time goes, stage by stage (gpu_stages.py). Outputs are
+compared with float64 before anything is timed (samples: with the CPU engine). The device's own ceilings, rate of
+products and of copies, are measured beside. Writes ``OUT/gpu-engine.json`` after every part; a contender that fails is
+written down and does not hide the others (exit code 1 where it is ours).  Goals are in goals.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from torch import Tensor
 
 import avser_fast
 from avser_fast import _engine, config, nn, reference
+from avser_fast.testing import assert_close
 
+from . import gpu_stages
 from .cases import CLIPS
 from .goals import GPU_ENGINE_GOALS
 from .gpu_parts import OURS, Made, Run, command, graph, interleaved, plain, timed
@@ -49,6 +51,12 @@ TEAMS: tuple[dict[str, Any], ...] = (
 )  # fmt: skip
 
 
+#: Calls in a graph of the stages, each with activations of its own: one of a few microseconds alone would be measured
+#: as what the host takes to start it.
+CALLS_OF_GRAPH = {ONE: 4, MANY: 1}
+REPETITIONS = 3
+
+
 class OnDevice:
     """Our engine on clips (B, L, C, W, M) in the GPU's memory, on torch's current stream."""
 
@@ -64,6 +72,14 @@ class OnDevice:
         addresses = [x.data_ptr() for x in self.outputs]
         stream = torch.cuda.current_stream().cuda_stream
         self.engine.forward_on_device(self.clips.data_ptr(), 0, *self.clips.shape[:2], *addresses, stream)
+        return self.outputs[0]
+
+    def first_steps(self, end: int, calls: int) -> Tensor:
+        """Steps [0, end) alone, so many times."""
+        addresses = [x.data_ptr() for x in self.outputs]
+        stream = torch.cuda.current_stream().cuda_stream
+        for _ in range(calls):
+            self.engine.run_steps(self.clips.data_ptr(), *self.clips.shape[:2], *addresses, 0, end, stream)
         return self.outputs[0]
 
 
@@ -134,6 +150,23 @@ def measure(utterances: int) -> dict[str, Any]:
     makers[GRAPH] = lambda: graph(peer(clips)), bf16
     makers[HALF] = lambda: graph(peer(clips, half=True)), bf16
     return timed(makers, expected)
+
+
+def measure_stages(utterances: int) -> dict[str, Any]:
+    """Every prefix of the steps as a graph, in turns; the whole must agree with float64."""
+    clips, expected = case(utterances)
+    own, calls = OnDevice(NETWORK, tensors(), clips, precision="bf16"), CALLS_OF_GRAPH[utterances]
+    stages = own.engine.stages()
+    made = [graph(functools.partial(own.first_steps, end, calls)) for end in range(len(stages) + 1)]
+    run, output = made[-1]
+    run()
+    torch.cuda.synchronize()
+    assert_close(output().float().cpu().numpy(), expected, PRECISIONS["bf16"], OURS)
+    runs = {str(end): run for end, (run, _) in enumerate(made)}
+    found = [interleaved(runs) for _ in range(REPETITIONS)]
+    times = [[once[end]["min_ms"] / calls for once in found] for end in runs]
+    count = utterances * CLIPS
+    return {"clips": count, "calls_of_graph": calls, "rows": gpu_stages.rows(stages, count, times)}
 
 
 def measure_compiled(utterances: int, half: bool) -> dict[str, Any]:
@@ -222,15 +255,23 @@ def goals(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {**found, "1025 clips, share of the bf16 ceiling": {"goal": None, "measured": share}}
 
 
+def set_shares(content: dict[str, Any]) -> None:
+    """Rates of the stages beside the ceilings, which are another part."""
+    for utterances in (ONE, MANY):
+        found = content.get(f"stages-{utterances}", {}).get("rows", [])
+        gpu_stages.set_shares(found, content.get("ceilings"))
+
+
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "ceilings": ceilings,
     "samples": measure_samples,
     "log_mel": measure_log_mel,
     **{f"utterances-{n}": functools.partial(measure, n) for n in UTTERANCES},
+    **{f"stages-{n}": functools.partial(measure_stages, n) for n in (ONE, MANY)},
     **{f"compiled-half-{n}": functools.partial(measure_compiled, n, True) for n in (ONE, MANY)},
     **{f"compiled-{n}": functools.partial(measure_compiled, n, False) for n in (ONE, MANY)},
 }
 
 
 if __name__ == "__main__":
-    command("gpu-engine", PARTS, goals)
+    command("gpu-engine", PARTS, goals, set_shares)

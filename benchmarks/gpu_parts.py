@@ -111,11 +111,13 @@ def run_parts(
     parts: Mapping[str, Callable[[], dict[str, Any]]],
     goals: Callable[[dict[str, Any]], dict[str, Any]],
     arguments: Sequence[str],
+    combine: Callable[[dict[str, Any]], None] = lambda content: None,
 ) -> int:
     """The command ``OUT [PART...]``: all parts or those that are named, into ``OUT/NAME.json``, beside what is there.
 
-    The file is written after every part; one that fails is written down and does not hide the others.  Exit codes: 1
-    where one failed, or a contender of ours did; 2 without a GPU or for wrong use.
+    The file is written after every part, with what ``combine`` adds of several parts together; one that fails is
+    written down and does not hide the others.  Exit codes: 1 where one failed, or a contender of ours did; 2 without a
+    GPU or for wrong use.
     """
     if not torch.cuda.is_available():
         print(f"{name}: expected an NVIDIA GPU that torch can use, found none: nothing was measured")
@@ -141,11 +143,12 @@ def run_parts(
             content["failed"][part] = reason(error)
         wrong = [part in content["failed"], *(x.startswith(OURS) for x in content.get(part, {}).get("failed", ()))]
         code = max(code, int(any(wrong)))
+        combine(content)
         content["goals"] = goals(content)
         file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         print(part, json.dumps(content.get(part, content["failed"].get(part)), indent=1), flush=True)
     return code
 
 
-def command(name: str, parts: Any, goals: Any) -> None:
-    sys.exit(run_parts(name, parts, goals, sys.argv[1:]))
+def command(name: str, parts: Any, goals: Any, *combine: Any) -> None:
+    sys.exit(run_parts(name, parts, goals, sys.argv[1:], *combine))

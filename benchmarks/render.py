@@ -15,6 +15,7 @@ from python_training.comparison import Run, against, changes, closest, compare, 
 from python_training.evaluation import summarize
 from python_training.tables import ablation_table, compare_table
 
+from . import gpu_stages
 from .compare import OURS, Row, Table
 from .goals import START_MB, START_SECONDS, TRAINING_MEMORY, goal
 from .harness import plural
@@ -186,6 +187,8 @@ def details(folder: Path = SPEED) -> str:
         from .roofline import text
 
         lines += ["## Limits of the machine", "", "```", text(files["roofline"]), "```", ""]
+    if where := gpu_stages.text(files.get("gpu-engine", {})):
+        lines += [where]
     for table in tables:
         lines += [f"## {table.case}", ""]
         share = table.share()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_parts
+from benchmarks import gpu_engine, gpu_parts, gpu_stages, render
 
 
 @pytest.fixture
@@ -71,3 +71,95 @@ def test_parts_on_a_gpu_are_kept_one_by_one(tmp_path: Path) -> None:
         "torch",
         "avser_fast, odd",
     ]
+
+
+STAGES = [
+    {"name": "first", "flops": 2_000_000, "weight_bytes": 1000, "read_bytes": 30_000, "write_bytes": 20_000},
+    {"name": "second", "flops": 0, "weight_bytes": 0, "read_bytes": 100, "write_bytes": 0},
+]
+
+
+def test_a_stage_is_what_its_steps_add() -> None:
+    """Differences of the smallest times; what repetitions cannot tell from nothing has no rate."""
+    found = gpu_stages.rows(STAGES, 5, [[0.003, 0.002], [0.014, 0.012], [0.011, 0.015]])
+    gpu_stages.set_shares(found, {"bf16_tflops": 500.0, "copy_gbps": 2510.0})
+    launch, first, second, whole = found
+    assert [own["stage"] for own in found] == [gpu_stages.LAUNCH, "first", "second", gpu_stages.WHOLE]
+    assert [own["us"] for own in found] == pytest.approx([2.0, 10.0, -1.0, 11.0])
+    assert [own["resolution_us"] for own in found] == pytest.approx([1.0, 3.0, 6.0, 4.0])
+    assert sum(own["us"] for own in found[:-1]) == pytest.approx(whole["us"])
+    assert [own["flops"] for own in found] == [0, 10_000_000, 0, 10_000_000]
+    assert [own["bytes"] for own in found] == [0, 251_000, 500, 251_500]
+    assert first["tflops"] == pytest.approx(1.0) and first["gbps"] == pytest.approx(25.1)
+    assert first["of_product"] == pytest.approx(0.002) and first["of_copy"] == pytest.approx(0.01)
+    assert {second[key] for key in ("tflops", "gbps", "of_product", "of_copy")} == {None}
+    assert launch["tflops"] == 0 and launch["of_product"] == 0
+    with pytest.raises(ValueError, match="times: expected 3, one more than stages, got 2"):
+        gpu_stages.rows(STAGES, 5, [[1.0], [2.0]])
+
+
+class StandIn:
+    """Of ``OnDevice``, what the stages' part uses; the whole leaves a right answer, what is shorter leaves none."""
+
+    def __init__(self, network: Any, tensors: Any, clips: torch.Tensor, **options: Any) -> None:
+        assert options == {"precision": "bf16"}
+        self.engine = MagicMock(stages=lambda: STAGES)
+        self.output = torch.full((clips.shape[0], 4), float("nan"))
+        self.calls: list[tuple[int, int]] = []
+
+    def first_steps(self, end: int, calls: int) -> torch.Tensor:
+        self.calls.append((end, calls))
+        if end == len(STAGES):
+            self.output.fill_(0.25)
+        return self.output
+
+
+@pytest.mark.usefixtures("stand_in_gpu")
+def test_the_stages_part_and_the_ceilings_share_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    repetition = iter(range(gpu_engine.REPETITIONS * 2))
+
+    def interleaved(runs: dict[str, Any]) -> dict[str, dict[str, float]]:
+        late = 0.004 * (next(repetition) % gpu_engine.REPETITIONS == 0)
+        return {end: {"median_ms": 9.0, "min_ms": late + 0.04 * int(end)} for end in runs}
+
+    monkeypatch.setattr(gpu_engine, "OnDevice", StandIn)
+    monkeypatch.setattr(gpu_engine, "interleaved", interleaved)
+    monkeypatch.setattr(gpu_engine, "tensors", dict)
+    monkeypatch.setattr(gpu_engine, "case", lambda n: (torch.zeros(n, 5, 1, 8, 8), np.full((n, 4), 0.25)))
+    ceilings = {"bf16_tflops": 100.0, "copy_gbps": 1000.0}
+    parts = {**gpu_engine.PARTS, "ceilings": lambda: ceilings}
+
+    def run(*chosen: str) -> dict[str, Any]:
+        arguments = [str(tmp_path), *chosen]
+        assert gpu_parts.run_parts("gpu-engine", parts, gpu_engine.goals, arguments, gpu_engine.set_shares) == 0
+        content: dict[str, Any] = json.loads((tmp_path / "gpu-engine.json").read_text())
+        return content
+
+    alone = run("stages-1")["stages-1"]
+    assert alone["clips"] == 5 and alone["calls_of_graph"] == 4
+    # Four calls in a graph: a step more takes a fourth of 0.04 ms.
+    assert [own["us"] for own in alone["rows"]] == pytest.approx([0.0, 10.0, 10.0, 20.0])
+    assert [own["resolution_us"] for own in alone["rows"]] == pytest.approx([1.0, 2.0, 2.0, 1.0])
+    assert alone["rows"][1]["tflops"] == pytest.approx(1.0) and alone["rows"][0]["tflops"] is None
+    assert {own[share] for own in alone["rows"] for share in ("of_product", "of_copy")} == {None}
+    both = run("ceilings", "stages-205")
+    assert [both[part]["rows"][1]["of_product"] for part in ("stages-1", "stages-205")] == pytest.approx([0.01, 0.5125])
+    # Rendered: what was measured, and nothing before that.
+    assert gpu_stages.text({}) == ""
+    page = gpu_stages.text(both)
+    assert "in bf16, none." in page and "1025 clips:" in page
+    assert "| first | 10.00 | 2.00 | 10 | 0.251 | 1 | 1.0 % | 25.1 | 2.5 % |" in page
+    assert "| a launch without stages | 0.00 | 1.00 | 0 | 0 |  |  |  |  |" in page
+    monkeypatch.setattr(render, "goals_table", lambda tables: "")
+    table = MagicMock(rows=[], missing={}, facts={}, case="a case", share=lambda: None)
+    monkeypatch.setattr(render, "read", lambda folder: ([table], {"gpu-engine": both}))
+    assert page in render.details() and page.endswith("|\n")
+
+
+@pytest.mark.usefixtures("stand_in_gpu")
+def test_stages_of_a_wrong_answer_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_engine, "OnDevice", StandIn)
+    monkeypatch.setattr(gpu_engine, "tensors", dict)
+    monkeypatch.setattr(gpu_engine, "case", lambda n: (torch.zeros(n, 5, 1, 8, 8), np.full((n, 4), 0.5)))
+    with pytest.raises(AssertionError, match=gpu_parts.OURS):
+        gpu_engine.measure_stages(1)
