@@ -52,7 +52,7 @@ TEAMS: tuple[dict[str, Any], ...] = (
 
 
 #: Calls in a graph of the stages, each with activations of its own: one of a few microseconds alone would be measured
-#: as what the host takes to start it.
+#: as what the host takes to start it.  (Of many utterances that is true of the launch without stages alone.)
 CALLS_OF_GRAPH = {ONE: 4, MANY: 1}
 REPETITIONS = 3
 

@@ -1,7 +1,8 @@
 """Where the time of a forward on a GPU goes: a row per stage, from the times of the first steps alone.
 
 All stages run in one launch.  What is timed is a launch of steps [0, e) for every e, and a stage's time is the
-difference of two such neighbours: it holds the meeting behind the stage, not the launch.
+difference of two such neighbours: it holds the meeting behind the stage, not the launch, unless the device has no
+clusters and gives every stage a launch.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ SHARES = {"bf16_tflops": ("tflops", "of_product"), "copy_gbps": ("gbps", "of_cop
 NOTE = """\
 Every stage's time is that of all stages up to it less that of those before it, the smallest times of graphs that took
 turns; ± is by how much these differed between repetitions, and a time within that is noise: it has no rate. FLOPs are
-those of the products as they are defined; bytes are weights, once, and activations in and out. What is read again, and
-what stays in the L2 cache, is the same to this count: a share of a copy's rate may be above 100 %."""
+those of the products as they are defined, not all of which are multiplied in bf16; bytes are weights, once, and
+activations in and out. What is read again, and what stays in the L2 cache, is the same to this count: a share of a
+copy's rate may be above 100 %."""
 
 
 def row(name: str, us: float, resolution_us: float, flops: int, moved: int) -> dict[str, Any]:
@@ -28,8 +30,8 @@ def row(name: str, us: float, resolution_us: float, flops: int, moved: int) -> d
         "resolution_us": resolution_us,
         "flops": flops,
         "bytes": moved,
-        "tflops": flops / us / 1e6 if seen else None,
-        "gbps": moved / us / 1e3 if seen else None,
+        "tflops": flops / us / 1e6 if seen and flops else None,
+        "gbps": moved / us / 1e3 if seen and moved else None,
     }
 
 

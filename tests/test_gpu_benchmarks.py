@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
+import emulated
 import numpy as np
 import pytest
 import torch
+from test_engine import MEMBERS, random_clips, spec_json
 
+from avser_fast.inference.weights import random_tensors
 from benchmarks import gpu_engine, gpu_parts, gpu_stages, render
+from benchmarks.macs import mdscm_macs
 
 
 @pytest.fixture
@@ -92,8 +96,7 @@ def test_a_stage_is_what_its_steps_add() -> None:
     assert [own["bytes"] for own in found] == [0, 251_000, 500, 251_500]
     assert first["tflops"] == pytest.approx(1.0) and first["gbps"] == pytest.approx(25.1)
     assert first["of_product"] == pytest.approx(0.002) and first["of_copy"] == pytest.approx(0.01)
-    assert {second[key] for key in ("tflops", "gbps", "of_product", "of_copy")} == {None}
-    assert launch["tflops"] == 0 and launch["of_product"] == 0
+    assert {own[key] for own in (launch, second) for key in ("tflops", "gbps", "of_product", "of_copy")} == {None}
     with pytest.raises(ValueError, match="times: expected 3, one more than stages, got 2"):
         gpu_stages.rows(STAGES, 5, [[1.0], [2.0]])
 
@@ -154,6 +157,24 @@ def test_the_stages_part_and_the_ceilings_share_a_file(monkeypatch: pytest.Monke
     table = MagicMock(rows=[], missing={}, facts={}, case="a case", share=lambda: None)
     monkeypatch.setattr(render, "read", lambda folder: ([table], {"gpu-engine": both}))
     assert page in render.details() and page.endswith("|\n")
+
+
+@pytest.mark.usefixtures("stand_in_gpu")
+def test_the_stages_part_runs_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = MEMBERS[3]
+    values, clips = random_tensors(network, 3), random_clips(network, 1, 5, 3)
+    gpu = emulated.OnEmulatedGpu()
+    expected = gpu.GpuEngine(spec_json(network), values, precision="bf16").forward(clips)[0]
+    monkeypatch.setattr(gpu_engine, "_engine", gpu)
+    monkeypatch.setattr(gpu_engine, "NETWORK", network)
+    monkeypatch.setattr(gpu_engine, "tensors", lambda: values)
+    monkeypatch.setattr(gpu_engine, "case", lambda n: (torch.from_numpy(clips), expected))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: MagicMock(cuda_stream=7))
+    found = gpu_engine.measure_stages(1)["rows"]
+    layer = [f"encoder.0.{part}" for part in ("qkv", "attention", "out", "ff1", "ff2")]
+    names = ["conv_stem.0", "dsc_block.0.first", "dsc_block.0.second", "cs_attention", *layer, "emotion_head"]
+    assert [own["stage"] for own in found] == [gpu_stages.LAUNCH, *names, gpu_stages.WHOLE]
+    assert found[-1]["flops"] == 5 * 2 * mdscm_macs(network)
 
 
 @pytest.mark.usefixtures("stand_in_gpu")
