@@ -324,12 +324,13 @@ class GpuModel:
         """Makes the memory and the graph for batches of this size before the first call."""
     @property
     def precision(self) -> str: ...
+    def schedule(self, batch: int, count: int) -> dict[str, int | bool]: ...
     @property
     def device_name(self) -> str: ...
 
 class GpuEngine(GpuModel):
     """One MDSCM.  precision: float32, tf32, bf16, fp16 or fp8; ``team``, ``group`` and ``staged`` say how thread blocks
-    share the clips (team 0: chosen by the batch).  BackendError where there is no such GPU, ConfigError, ModelError."""
+    share the clips (team 0: chosen by the batch), ``through_memory`` that no map stays on chip.  BackendError where there is no such GPU, ConfigError, ModelError."""
 
     def __init__(
         self,
@@ -341,6 +342,7 @@ class GpuEngine(GpuModel):
         team: int = 0,
         group: int = 1,
         staged: bool = False,
+        through_memory: bool = False,
         poison: bool = False,
     ) -> None: ...
 

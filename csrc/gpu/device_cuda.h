@@ -54,6 +54,8 @@ class Shared {
   AVSER_DEVICE Shared<U> as() const {
     return Shared<U>(reinterpret_cast<U*>(at_));
   }
+  // For who reads global memory, or another block's, by the same code.
+  AVSER_DEVICE T* generic() const { return at_; }
   AVSER_DEVICE uint32_t address() const { return static_cast<uint32_t>(__cvta_generic_to_shared(at_)); }
 
  private:
@@ -66,10 +68,27 @@ AVSER_DEVICE Shared<char> shared_memory() {
   return Shared<char>(avser_shared);
 }
 
+// Of a block of the same cluster that has begun.
+AVSER_DEVICE const char* of_block(Shared<char> own, int rank) {
+#if __CUDA_ARCH__ >= 900
+  const char* there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(own.generic()), "r"(rank));
+  return there;
+#else
+  return rank == 0 ? own.generic() : nullptr;  // no cluster of more than one block is ever launched there
+#endif
+}
+
+AVSER_DEVICE void expect(bool) {}
+
 // 16 bytes, zeros where `there` is false; done after copy_wait() of the same thread.
 AVSER_DEVICE void copy16_async(Shared<char> to, const void* from, bool there) {
   const int bytes = there ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to.address()), "l"(from), "r"(bytes) : "memory");
+}
+AVSER_DEVICE void copy4_async(Shared<float> to, const float* from, bool there) {
+  const int bytes = there ? 4 : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to.address()), "l"(from), "r"(bytes) : "memory");
 }
 AVSER_DEVICE void copy_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 
 #include "gpu/emulator.h"
 #include "gpu/small_floats.h"
@@ -31,6 +32,10 @@ inline int lane() { return thread() % 32; }
 inline int warp() { return thread() / 32; }
 inline int block() { return current_thread->block->index; }
 inline int blocks() { return current_thread->launch->blocks; }
+
+inline void expect(bool so) {
+  if (!so) throw std::runtime_error("emulated kernel: what the kernel expects is not so");
+}
 
 inline void sync() { current_thread->block->meeting.meet(); }
 inline void cluster_sync() { current_thread->cluster->meet(); }
@@ -67,7 +72,7 @@ class Shared {
   Shared<U> as() const {
     return Shared<U>(reinterpret_cast<U*>(at_));
   }
-  T* raw() const { return at_; }
+  T* generic() const { return at_; }
 
  private:
   T* at_;
@@ -75,26 +80,38 @@ class Shared {
 
 inline Shared<char> shared_memory() { return Shared<char>(current_thread->block->shared); }
 
+inline const char* of_block(Shared<char> own, int rank) {
+  EmulatedBlock* const block = current_thread->block;
+  const int cluster = current_thread->launch->cluster;
+  expect(rank >= 0 && rank < cluster);
+  check_shared(own.generic(), 1, 1);
+  return block[rank - block->index % cluster].shared + (own.generic() - block->shared);
+}
+
 // The copy is made when it is waited for, so that reading too early finds NaN.
 inline void copy16_async(Shared<char> to, const void* from, bool there) {
-  check_shared(to.raw(), 16, 16);
-  current_thread->copies.push_back({to.raw(), there ? static_cast<const char*>(from) : nullptr});
+  check_shared(to.generic(), 16, 16);
+  current_thread->copies.push_back({to.generic(), there ? static_cast<const char*>(from) : nullptr, 16});
+}
+inline void copy4_async(Shared<float> to, const float* from, bool there) {
+  check_shared(to.generic(), 4, 4);
+  current_thread->copies.push_back({to.as<char>().generic(), there ? reinterpret_cast<const char*>(from) : nullptr, 4});
 }
 inline void copy_wait() {
   for (const EmulatedCopy& copy : current_thread->copies) {
     if (copy.from != nullptr) {
-      std::memcpy(copy.to, copy.from, 16);
+      std::memcpy(copy.to, copy.from, copy.bytes);
     } else {
-      std::memset(copy.to, 0, 16);
+      std::memset(copy.to, 0, copy.bytes);
     }
   }
   current_thread->copies.clear();
 }
 
 inline void ldmatrix(uint32_t (&r)[4], Shared<char> row) {
-  check_shared(row.raw(), 16, 16);
+  check_shared(row.generic(), 16, 16);
   const int own = lane();
-  warp_wide([&](EmulatedWarp& w, int turn) { w.rows[turn][own] = row.raw(); },
+  warp_wide([&](EmulatedWarp& w, int turn) { w.rows[turn][own] = row.generic(); },
             [&](EmulatedWarp& w, int turn) {
               for (int i = 0; i < 4; ++i) std::memcpy(&r[i], w.rows[turn][8 * i + own / 4] + own % 4 * 4, 4);
             });

@@ -57,7 +57,8 @@ struct EmulatedBlock {
 
 struct EmulatedCopy {
   char* to;
-  const char* from;
+  const char* from;  // null: zeros
+  size_t bytes;
 };
 
 struct EmulatedThread {

@@ -77,23 +77,40 @@ struct Float32 {
   }
 };
 
-// Eight neighbouring elements, 16 bytes of 16-bit ones or 32 of floats.
+// Eight neighbouring elements, 16 bytes of 16-bit ones or 32 of floats: loaded, and made floats when they are there.
+template <typename Op>
+class Eight {
+ public:
+  AVSER_DEVICE void load(const typename Op::Element* at) {
+    AVSER_UNROLL
+    for (int i = 0; i < kWords; ++i) words_[i] = load16(at + i * (16 / Op::kBytes));
+  }
+  AVSER_DEVICE void widen(float (&out)[8]) const {
+    AVSER_UNROLL
+    for (int i = 0; i < kWords; ++i) {
+      const uint32_t all[4] = {words_[i].x, words_[i].y, words_[i].z, words_[i].w};
+      AVSER_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        if constexpr (Op::kBytes == 2) {
+          out[2 * j] = Op::widen(static_cast<uint16_t>(all[j]));
+          out[2 * j + 1] = Op::widen(static_cast<uint16_t>(all[j] >> 16));
+        } else {
+          out[4 * i + j] = bits_float(all[j]);
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kWords = Op::kBytes / 2;
+  Words4 words_[kWords] = {};
+};
+
 template <typename Op>
 AVSER_DEVICE void load8(const typename Op::Element* at, float (&out)[8]) {
-  if constexpr (Op::kBytes == 2) {
-    const Words4 words = load16(at);
-    const uint32_t all[4] = {words.x, words.y, words.z, words.w};
-    AVSER_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      out[2 * i] = Op::widen(static_cast<uint16_t>(all[i]));
-      out[2 * i + 1] = Op::widen(static_cast<uint16_t>(all[i] >> 16));
-    }
-  } else {
-    const Words4 first = load16(at), second = load16(at + 4);
-    const uint32_t all[8] = {first.x, first.y, first.z, first.w, second.x, second.y, second.z, second.w};
-    AVSER_UNROLL
-    for (int i = 0; i < 8; ++i) out[i] = bits_float(all[i]);
-  }
+  Eight<Op> eight;
+  eight.load(at);
+  eight.widen(out);
 }
 
 template <typename Op>

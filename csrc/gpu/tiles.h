@@ -18,13 +18,6 @@ struct Team {
   int rank, size;
 };
 
-// A map of a clip in the team's memory: channels side by side, positions `stride` elements apart (channels rounded up
-// to 8), rows one after the other.
-struct GpuMap {
-  int64_t offset;  // bytes
-  int height, width, stride;
-};
-
 // A linear map: weights in the order in which lanes take them, made by Packer (engine/cuda/packer.h).
 struct Packed {
   const void* panels;

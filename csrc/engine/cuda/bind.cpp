@@ -19,12 +19,12 @@ namespace {
 
 std::shared_ptr<GpuMdscm> make_engine(const std::string& spec_json, const py::dict& tensors,
                                       const std::string& precision, int device, int team, int group, bool staged,
-                                      bool poison) {
+                                      bool through_memory, bool poison) {
   const Network network = read_network(spec_json);
   std::vector<FloatArray> arrays;
   const Tensors views = view_all(tensors, "GpuEngine: ", arrays);
-  const GpuOptions options{
-      gpu_precision_named(precision, "GpuEngine: precision"), device, {team, group, staged}, poison};
+  const GpuOptions options{gpu_precision_named(precision, "GpuEngine: precision"), device,
+                           {team, group, staged, through_memory}, poison};
   const py::gil_scoped_release release;
   return std::make_shared<GpuMdscm>(network, views, options);
 }
@@ -35,7 +35,7 @@ std::shared_ptr<GpuResNet18> make_resnet18(const py::dict& tensors, int64_t in_c
   std::vector<FloatArray> arrays;
   const Tensors views = view_all(tensors, "GpuResNet18: ", arrays);
   const GpuOptions options{
-      gpu_precision_named(precision, "GpuResNet18: precision"), device, {team, group, staged}, poison};
+      gpu_precision_named(precision, "GpuResNet18: precision"), device, {team, group, staged, true}, poison};
   const py::gil_scoped_release release;
   return std::make_shared<GpuResNet18>(in_channels, height, width, classes, views, options);
 }
@@ -57,6 +57,19 @@ py::tuple forward(const GpuModel& model, const py::object& clips, const py::obje
     model.forward(x.data(), voting, batch, count, out[0], out[1], out[2]);
   }
   return py::make_tuple(probabilities, features, logits);
+}
+
+py::dict schedule(const GpuModel& model, int64_t batch, int64_t count) {
+  AVSER_CHECK(batch >= 1 && count >= 1, input, "schedule: expected at least 1 clip, got ", batch, " x ", count);
+  const GpuModel::Plan plan = model.plan(batch * count);
+  py::dict out;
+  out["team"] = plan.schedule.team;
+  out["group"] = plan.schedule.group;
+  out["staged"] = plan.schedule.staged;
+  out["through_memory"] = plan.schedule.through_memory;
+  out["teams"] = plan.teams;
+  out["shared_bytes"] = plan.shared_bytes;
+  return out;
 }
 
 void forward_on_device(const GpuModel& model, uintptr_t clips, uintptr_t valid, int64_t batch, int64_t count,
@@ -221,6 +234,9 @@ void bind_gpu_engine(py::module_& m) {
            "once.")
       .def("warm_up", &GpuModel::warm_up, py::arg("batch"), py::arg("count"), py::call_guard<py::gil_scoped_release>(),
            "Makes the memory and the graph for batches of this size before the first call.")
+      .def("schedule", &schedule, py::arg("batch"), py::arg("count"),
+           "How a batch of this size is run: blocks of a team, clips that it carries at a time, a launch per stage or "
+           "one,\nmaps through memory or on chip, teams, and the shared memory of a block.")
       .def_property_readonly("features", &GpuModel::features)
       .def_property_readonly("precision", [](const GpuModel& model) { return gpu_precision_name(model.precision()); })
       .def_property_readonly("device_name", [](const GpuModel& model) { return model.device().name; });
@@ -228,11 +244,12 @@ void bind_gpu_engine(py::module_& m) {
                                                             "One MDSCM on an NVIDIA GPU.")
       .def(py::init(&make_engine), py::arg("spec_json"), py::arg("tensors"), py::kw_only(),
            py::arg("precision") = "float32", py::arg("device") = 0, py::arg("team") = 0, py::arg("group") = 1,
-           py::arg("staged") = false, py::arg("poison") = false,
+           py::arg("staged") = false, py::arg("through_memory") = false, py::arg("poison") = false,
            "spec_json: json.dumps(ModelSpec.to_dict()).  tensors: the state dict of avser_fast.nn.MDSCM as arrays, "
            "which are copied.\nprecision: float32, tf32, bf16, fp16 or fp8 (fp16 with 8-bit encoder weights).\n"
            "team, group, staged: blocks that share a group of clips, and a launch per stage; team 0: chosen by the "
-           "size of the batch.  poison fills activations with NaN before every call, for tests.\n"
+           "size of the batch.  through_memory: the maps of the convolutions also where they would fit into the blocks' "
+           "shared memory.  poison fills activations with NaN before every call, for tests.\n"
            "Raises BackendError where there is no such GPU, ConfigError or ModelError naming the field or tensor.");
   py::class_<GpuResNet18, GpuModel, std::shared_ptr<GpuResNet18>>(
       m, "GpuResNet18", py::module_local(), "The ResNet-18 audio-visual encoder on an NVIDIA GPU.")

@@ -10,8 +10,58 @@ namespace avser::gpu {
 namespace {
 
 constexpr int kMostGroup = 8;
+// Bytes of shared memory that every GPU has, for the map that attention looks at.
+constexpr int kMostGathered = 96 << 10;
 
 int rounded8(int64_t n) { return static_cast<int>((n + 7) / 8 * 8); }
+
+// Lays out, for a team whose maps stay on chip, the rows that each of its blocks holds.  Three areas of shared memory
+// take turns, as those of the team's memory do.
+class OnChip {
+ public:
+  OnChip(int team, int64_t begin) : team_(team), begin_(begin) {}
+
+  // A map and all of its mentions; needed(rank): the rows of it that a block looks at, whatever it makes itself.
+  template <typename Needed>
+  void put(int area, int element, std::initializer_list<GpuMap*> mentions, const Needed& needed) {
+    const GpuMap& map = **mentions.begin();
+    int above = 0, held = 0;
+    for (int rank = 0; rank < team_; ++rank) {
+      const RowRange own = own_rows(map.height, rank, team_);
+      for (const RowRange& rows : needed(rank)) {
+        if (rows.begin < rows.end) above = std::max(above, own.begin - std::max(rows.begin, 0));
+      }
+    }
+    for (int rank = 0; rank < team_; ++rank) {
+      const RowRange own = own_rows(map.height, rank, team_);
+      held = std::max(held, above + own.end - own.begin);
+      for (const RowRange& rows : needed(rank)) {
+        held = std::max(held, above + std::min(rows.end, map.height) - own.begin);
+      }
+    }
+    const int64_t bytes = int64_t{held} * map.width * map.stride * element;
+    area_bytes_[area] = std::max(area_bytes_[area], round_up(bytes, kSharedAlignment));
+    for (GpuMap* mention : mentions) {
+      mention->held = held;
+      mention->above = above;
+      placed_.emplace_back(mention, area);
+    }
+  }
+  // Bytes of shared memory up to the end of the areas.
+  int64_t finish() {
+    const int64_t first = round_up(begin_, kSharedAlignment);
+    const int64_t at[] = {first, first + area_bytes_[0], first + area_bytes_[0] + area_bytes_[1]};
+    for (const auto& [map, area] : placed_) map->shared = static_cast<int>(at[area]);
+    return at[2] + area_bytes_[2];
+  }
+
+ private:
+  static constexpr int64_t kSharedAlignment = 128;
+  const int team_;
+  const int64_t begin_;
+  int64_t area_bytes_[3] = {};
+  std::vector<std::pair<GpuMap*, int>> placed_;
+};
 
 const Network& checked(const Network& network) {
   network.check();
@@ -114,6 +164,9 @@ class GpuMdscm::Builder : private Packer {
     }
     cs_attention(x);
     areas.emplace_back(&out_.cs_attention.x, at);
+    CsAttentionStage gathered = out_.cs_attention;
+    gathered.gathered = true;
+    out_.cs_attention.gathered = cs_attention_shared(gathered) <= kMostGathered;
     area_ = round_up(area_, kAlignment);
     for (const auto& [made, area] : areas) made->offset = area * area_;
     out_.memory_bytes = 3 * area_;
@@ -252,30 +305,72 @@ int GpuMdscm::tile_rows(int rows) const {
   return rows;
 }
 
-// What a launch needs besides.
-int64_t GpuMdscm::least_shared_bytes() const {
+// What the convolutions and the attention on their map need besides the maps.
+int64_t GpuMdscm::convolution_bytes() const {
   const Program& p = program_;
-  int64_t most = 0;
+  int64_t most = cs_attention_shared(p.cs_attention);
   const auto need = [&](int64_t bytes) { most = std::max(most, bytes); };
   for (int i = 0; i < p.convolutions; ++i) need(conv_shared(p.conv_stem[i]));
   for (int i = 0; i < p.blocks; ++i) {
     need(dsc_first_shared(p.dsc_block[i]));
     need(dsc_second_shared(p.dsc_block[i]));
   }
-  need(cs_attention_shared(p.cs_attention));
-  const int tokens = static_cast<int>(network_.tokens()), width = static_cast<int>(network_.token_width());
-  if (p.layers > 0) {
-    need(tile_bytes(std::min(tokens, 16)));
-    need(HeadShared(tokens, width / static_cast<int>(network_.encoder_heads), element_).bytes());
-  }
   if (p.statistics.maps > 0) need(frame_statistics_shared(p.statistics));
-  need(emotion_head_shared(p.head, tokens));
+  return most;
+}
+
+// What a launch needs besides tiles of many rows and maps on chip.
+int64_t GpuMdscm::least_shared_bytes() const {
+  const Program& p = program_;
+  const int tokens = static_cast<int>(network_.tokens()), width = static_cast<int>(network_.token_width());
+  int64_t most = std::max<int64_t>(convolution_bytes(), emotion_head_shared(p.head, tokens));
+  if (p.layers > 0) {
+    const HeadShared head(tokens, width / static_cast<int>(network_.encoder_heads), element_);
+    most = std::max({most, tile_bytes(std::min(tokens, 16)), int64_t{head.bytes()}});
+  }
   return (most + 15) / 16 * 16;
 }
 
+// Puts the maps into the blocks' shared memory; bytes of it up to their end.
+int64_t GpuMdscm::put_on_chip(Program& p, int team) const {
+  OnChip chip(team, convolution_bytes());
+  const auto rows = [=](const GpuMap& map, int rank) { return own_rows(map.height, rank, team); };
+  // Who reads what convolution i makes, and what the block before block i makes, comes next.
+  const auto read_by_block = [&](int i) {
+    return [&p, rows, i](int rank) -> std::vector<RowRange> {
+      if (i == p.blocks) return {};  // the attention fetches from every block by itself
+      const DscBlockStage& next = p.dsc_block[i];
+      return {dsc_first_rows(rows(next.hidden, rank)), dsc_shortcut_rows(rows(next.y, rank))};
+    };
+  };
+  int area = 0;
+  for (int i = 0; i < p.convolutions; ++i) {
+    area = (area + 1) % 3;
+    if (i + 1 < p.convolutions) {
+      ConvStage& next = p.conv_stem[i + 1];
+      chip.put(area, element_, {&p.conv_stem[i].y, &next.x}, [&next, rows](int rank) -> std::vector<RowRange> {
+        return {conv_rows(next, rows(next.y, rank))};
+      });
+    } else {
+      chip.put(area, element_, {&p.conv_stem[i].y, &p.dsc_block[0].x}, read_by_block(0));
+    }
+  }
+  for (int i = 0; i < p.blocks; ++i) {
+    DscBlockStage& block = p.dsc_block[i];
+    chip.put((area + 1) % 3, element_, {&block.hidden}, [&block, rows](int rank) -> std::vector<RowRange> {
+      return {dsc_second_rows(rows(block.y, rank))};
+    });
+    area = (area + 2) % 3;
+    GpuMap* const next = block.last ? &p.cs_attention.x : &p.dsc_block[i + 1].x;
+    chip.put(area, block.last ? 4 : element_, {&block.y, next}, read_by_block(i + 1));
+  }
+  return chip.finish();
+}
+
 // Room for what a group of clips needs behind the maps.
-Program GpuMdscm::place(int group) const {
+Program GpuMdscm::place(const Schedule& schedule) const {
   Program program = program_;
+  const int group = schedule.group;
   int64_t end = program.memory_bytes;
   const auto room = [&](int64_t bytes) {
     const int64_t at = end;
@@ -299,6 +394,12 @@ Program GpuMdscm::place(int group) const {
   }
   program.statistics_offset = room(int64_t{group} * program.statistics.hidden * 4);
   program.memory_bytes = end;
+  if (!schedule.staged && !schedule.through_memory && program.cs_attention.gathered) {
+    Program on_chip = program;
+    on_chip.shared_bytes = put_on_chip(on_chip, schedule.team);
+    on_chip.on_chip = true;
+    if (on_chip.shared_bytes <= info_.shared_bytes) program = on_chip;
+  }
   return program;
 }
 
@@ -306,15 +407,16 @@ GpuModel::Plan GpuMdscm::plan(int64_t clips) const {
   const int tokens = static_cast<int>(network_.tokens());
   int most_group = 1;
   while (most_group < kMostGroup && tile_bytes((most_group + 1) * tokens) <= info_.shared_bytes) ++most_group;
-  const Schedule schedule = choose(clips, most_group);
-  const Program placed = place(schedule.group);
-  int64_t shared = least_shared_bytes();
+  Schedule schedule = choose(clips, most_group);
+  const Program placed = place(schedule);
+  schedule.through_memory = !placed.on_chip;
+  int64_t shared = std::max(least_shared_bytes(), placed.shared_bytes);
   if (placed.layers > 0) shared = std::max(shared, tile_bytes(placed.places.tile_rows));
   return {schedule, teams_of(schedule, clips), placed.memory_bytes, static_cast<int>(shared), placed.steps()};
 }
 
 void GpuMdscm::launch(const Plan& plan, const Run& run, int begin, int end, Stream stream) const {
-  launch_program(options_.precision, place(plan.schedule.group), run, begin, end, !plan.schedule.staged, plan.teams,
+  launch_program(options_.precision, place(plan.schedule), run, begin, end, !plan.schedule.staged, plan.teams,
                  plan.shared_bytes, stream);
 }
 

@@ -16,19 +16,21 @@ class GpuMdscm final : public GpuModel {
 
   bool voice() const override { return network_.voice; }
   std::vector<GpuStage> stages() const override { return mdscm_stages(network_, options_.precision); }
+  Plan plan(int64_t clips) const override;
 
  private:
   class Builder;
 
-  Plan plan(int64_t clips) const override;
   // The convolutions go clip by clip through the same maps.
   int first_of_group() const override { return program_.convolution_steps(); }
   void launch(const Plan& plan, const Run& run, int begin, int end, Stream stream) const override;
 
   int64_t tile_bytes(int rows) const;
   int tile_rows(int rows) const;
+  int64_t convolution_bytes() const;
   int64_t least_shared_bytes() const;
-  Program place(int group) const;
+  int64_t put_on_chip(Program& program, int team) const;
+  Program place(const Schedule& schedule) const;
 
   const Network network_;
   const int element_;  // bytes

@@ -22,6 +22,7 @@ struct Schedule {
   int team = 0;         // blocks of a team; 0: chosen
   int group = 0;        // clips of a team; 0: chosen
   bool staged = false;  // a launch per stage
+  bool through_memory = false;  // maps in memory, also where a team's blocks could keep them on chip
 };
 
 struct GpuOptions {
@@ -89,20 +90,21 @@ class GpuModel {
   std::unique_ptr<Activations> make_activations(int64_t slots) const;
   void queue(const Activations& own, Run run, Stream stream) const;
 
- protected:
   // A way to run up to a number of clips: `teams` teams of `schedule.team` blocks.
   struct Plan {
-    Schedule schedule;
+    Schedule schedule;  // `through_memory`: as it is
     int teams;
     int64_t team_bytes;  // of activations
     int shared_bytes;
     int steps;
   };
+  virtual Plan plan(int64_t clips) const = 0;
+
+ protected:
 
   // Refuses a device that is not there or too old.
   GpuModel(const GpuOptions& options, std::vector<int64_t> clip_shape, int64_t features, int64_t classes);
 
-  virtual Plan plan(int64_t clips) const = 0;
   // The first step that finds activations of all clips of a group; those before it find the last clip's alone.
   virtual int first_of_group() const { return 0; }
   // Steps [begin, end): all of them by teams that meet, or one.

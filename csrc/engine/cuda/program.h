@@ -19,6 +19,7 @@ constexpr int kStepsOfLayer = 5;
 
 struct Program {
   int convolutions, blocks, layers;
+  bool on_chip;  // the maps of the convolutions
   ConvStage conv_stem[kMostConvolutions];
   DscBlockStage dsc_block[kMostBlocks];
   CsAttentionStage cs_attention;
@@ -29,6 +30,7 @@ struct Program {
   EmotionHeadStage head;
   int64_t clip_floats;
   int64_t memory_bytes;  // of a team
+  int64_t shared_bytes;  // up to the end of the maps, where they are on chip
 
   // The stages of the convolutions go clip by clip, those behind them take a group of clips at once.
   AVSER_HOST_DEVICE int convolution_steps() const { return convolutions + 2 * blocks + 1; }

@@ -9,11 +9,13 @@ namespace avser::gpu {
 template <typename Op>
 AVSER_DEVICE void run_convolution(const Program& program, int step, const float* clip, char* memory, int slot,
                                   const Team& team) {
+  const MapWork work{team, program.on_chip};
   if (step < program.convolutions) {
-    if (step > 0) return convolution<Op>(program.conv_stem[step], memory, 1, team);
-    first_convolution<Op>(program.conv_stem[0], clip, memory, 1, team);
+    if (step > 0) return convolution<Op>(program.conv_stem[step], memory, 1, work);
+    first_convolution<Op>(program.conv_stem[0], clip, memory, 1, work);
     if (program.statistics.maps > 0 && team.rank == team.size - 1) {
       float* hidden = reinterpret_cast<float*>(memory + program.statistics_offset) + slot * program.statistics.hidden;
+      sync();  // the convolution's tiles lie where it works
       frame_statistics(program.statistics, clip, hidden);
     }
     return;
@@ -21,12 +23,12 @@ AVSER_DEVICE void run_convolution(const Program& program, int step, const float*
   const int half = step - program.convolutions;
   if (half < 2 * program.blocks) {
     const DscBlockStage& stage = program.dsc_block[half / 2];
-    return half % 2 == 0 ? dsc_first<Op>(stage, memory, team) : dsc_second<Op>(stage, memory, team);
+    return half % 2 == 0 ? dsc_first<Op>(stage, memory, work) : dsc_second<Op>(stage, memory, work);
   }
   if (team.rank != slot % team.size) return;
   float* tokens = reinterpret_cast<float*>(memory + program.places.stream);
   const int64_t own = static_cast<int64_t>(slot) * program.places.tokens * program.places.stride;
-  cs_attention(program.cs_attention, memory, tokens + own);
+  cs_attention(program.cs_attention, memory, tokens + own, work);
 }
 
 template <typename Op, bool kEightBits>

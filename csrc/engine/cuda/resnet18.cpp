@@ -113,7 +113,8 @@ GpuResNet18::GpuResNet18(int64_t in_channels, int64_t height, int64_t width, int
 }
 
 GpuModel::Plan GpuResNet18::plan(int64_t clips) const {
-  const Schedule schedule = choose(clips, kMostGroup);
+  Schedule schedule = choose(clips, kMostGroup);
+  schedule.through_memory = true;
   const GpuMap& last = program_.convolution[kResNetConvolutions - 1].y;
   int64_t shared = emotion_head_shared(program_.head, last.height * last.width);
   for (const ConvStage& stage : program_.convolution) shared = std::max<int64_t>(shared, conv_shared(stage));

@@ -14,6 +14,7 @@ class GpuResNet18 final : public GpuModel {
   // needed.  Clips are (in_channels, height, width).
   GpuResNet18(int64_t in_channels, int64_t height, int64_t width, int64_t classes, const Tensors& tensors,
               const GpuOptions& options);
+  Plan plan(int64_t clips) const override;
 
   std::vector<GpuStage> stages() const override {
     const std::vector<int64_t>& clip = clip_shape();
@@ -21,7 +22,6 @@ class GpuResNet18 final : public GpuModel {
   }
 
  private:
-  Plan plan(int64_t clips) const override;
   void launch(const Plan& plan, const Run& run, int begin, int end, Stream stream) const override;
 
   ResNet18Program program_{};

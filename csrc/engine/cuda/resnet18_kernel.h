@@ -9,11 +9,12 @@ namespace avser::gpu {
 template <typename Op>
 AVSER_DEVICE void run_resnet18(const ResNet18Program& program, const Run& run, const Batch& batch, int step,
                                char* memory, int first, int clips, const Team& team) {
+  const MapWork work{team, false};
   if (step == 0) {
-    return first_convolution<Op>(program.convolution[0], run.clips + first * program.clip_floats, memory, clips, team);
+    return first_convolution<Op>(program.convolution[0], run.clips + first * program.clip_floats, memory, clips, work);
   }
   if (step == 1) return max_pool<Op>(program.pool, memory, clips, team);
-  if (step < program.steps() - 1) return convolution<Op>(program.convolution[step - 1], memory, clips, team);
+  if (step < program.steps() - 1) return convolution<Op>(program.convolution[step - 1], memory, clips, work);
   const GpuMap& last = program.convolution[kResNetConvolutions - 1].y;
   finish_clips(program.head, run, batch, first, clips, team, last.height * last.width, last.stride, nullptr,
                [&](int slot) {

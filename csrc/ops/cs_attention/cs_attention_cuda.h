@@ -2,13 +2,14 @@
 // float32; only the two small layers of the channel gate are products, too small for tensor cores.
 #pragma once
 
-#include "gpu/tiles.h"
+#include "gpu/maps.h"
 
 namespace avser::gpu {
 
 struct CsAttentionStage {
   GpuMap x;  // float
   int channels, tokens_stride;
+  bool gathered;  // into shared memory before anything else; always where maps are on chip
   bool spatial, channel;
   const float* spatial_weight;  // 18 taps, of the maximum's map first, and a bias
   int hidden;                   // of the channel gate's layers
@@ -18,18 +19,36 @@ struct CsAttentionStage {
   const float* bias2;
 };
 
-// Pixels, twice; gates of pixels; mean and maximum, and gate, of channels; the hidden layer of both.
+// The map, where it is gathered; pixels, twice; gates of pixels; mean and maximum, and gate, of channels; the hidden
+// layer of both.
 AVSER_HOST_DEVICE int cs_attention_shared(const CsAttentionStage& stage) {
   const int pixels = stage.x.height * stage.x.width;
-  return 4 * (3 * pixels + 3 * stage.channels + 2 * stage.hidden);
+  return 4 * ((stage.gathered ? pixels * stage.x.stride : 0) + 3 * pixels + 3 * stage.channels + 2 * stage.hidden);
 }
 
-// memory: the map of one clip; tokens: (x.height, tokens_stride) floats, a token the channels of each of its positions.
-AVSER_DEVICE void cs_attention(const CsAttentionStage& stage, const char* memory, float* tokens) {
+// memory: the map of one clip, unless it is on chip; tokens: (x.height, tokens_stride) floats, a token the channels of
+// each of its positions.
+AVSER_DEVICE void cs_attention(const CsAttentionStage& stage, const char* memory, float* tokens, const MapWork& work) {
   const GpuMap& map = stage.x;
   const int pixels = map.height * map.width, channels = stage.channels;
   const auto* x = reinterpret_cast<const float*>(memory + map.offset);
-  const Shared<float> pixel_max = shared_memory().as<float>();
+  Shared<float> behind = shared_memory().as<float>();
+  if (stage.gathered) {
+    // Each value is looked at four times, by few threads at a time: one wait for all of them instead.
+    const int chunks = map.width * map.stride / 4;
+    copy_of_map(
+        work, memory, map.height * chunks,
+        [&](int i) {
+          if (!work.on_chip) return x + 4 * i;
+          return row_of_owner<float>(map, i / chunks, work.team) + i % chunks * 4;
+        },
+        [&](int i) { return (behind + 4 * i).as<Words4>(); });
+    copy_wait();
+    sync();
+    x = behind.generic();
+    behind = behind + pixels * map.stride;
+  }
+  const Shared<float> pixel_max = behind;
   const Shared<float> pixel_mean = pixel_max + pixels, pixel_gate = pixel_mean + pixels;
   const Shared<float> channel_mean = pixel_gate + pixels, channel_max = channel_mean + channels;
   const Shared<float> channel_gate = channel_max + channels, hidden = channel_gate + channels;

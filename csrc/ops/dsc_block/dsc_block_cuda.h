@@ -2,7 +2,7 @@
 // of what the first one makes.  The depthwise outputs, the map before the pool and the shortcut never leave the block.
 #pragma once
 
-#include "gpu/tiles.h"
+#include "gpu/maps.h"
 
 namespace avser::gpu {
 
@@ -22,6 +22,11 @@ constexpr int kPoolPitch = kPoolColumns + 4;
 // A pooled tile holds at most this many pixels: of 64 pixels before the pool.
 constexpr int kPooledRows = 32;
 
+// Rows of `x` that rows of `hidden` are made from; of `hidden` and of `x` that rows of `y` are made from.
+AVSER_HOST_DEVICE RowRange dsc_first_rows(const RowRange& of) { return rows_under(of, 1, 1, 1); }
+AVSER_HOST_DEVICE RowRange dsc_second_rows(const RowRange& of) { return rows_under(of, 2, 2, 2); }
+AVSER_HOST_DEVICE RowRange dsc_shortcut_rows(const RowRange& of) { return rows_under(of, 2, 0, 0); }
+
 AVSER_HOST_DEVICE int dsc_first_shared(const DscBlockStage& stage) { return kTileRows * pitch_of(stage.in_bytes); }
 AVSER_HOST_DEVICE int dsc_second_shared(const DscBlockStage& stage) {
   return kTileRows * pitch_of(stage.out_bytes) + kPooledRows * pitch_of(stage.in_bytes) + kTileRows * kPoolPitch * 4;
@@ -35,59 +40,94 @@ struct Rectangle {
   AVSER_DEVICE int pixels() const { return rows * columns; }
 };
 
-// Depthwise convolution of a rectangle's pixels into the rows of `a`; the other rows and the padding of k become 0.
+// Depthwise convolution of a rectangle's pixels into the rows of `a`; rows up to the next whole tile and the padding of
+// k become 0.  A thread keeps the taps of its eight channels in registers: they are more than the pixels that it reads.
 template <typename Op>
-AVSER_DEVICE void depthwise_tile(const GpuMap& map, const char* memory, const float* taps, int bytes,
-                                 const Rectangle& at, Shared<char> a) {
+AVSER_DEVICE void depthwise_tile(const GpuMap& map, const MapRows<const typename Op::Element>& x, const float* taps,
+                                 int bytes, const Rectangle& at, Shared<char> a) {
   using Element = typename Op::Element;
-  const auto* x = reinterpret_cast<const Element*>(memory + map.offset);
-  const int chunks = bytes / (8 * Op::kBytes);
-  for (int i = thread(); i < kTileRows * chunks; i += kThreads) {
-    const int row = i / chunks, channel = i % chunks * 8;
-    float sum[8] = {};
-    if (row < at.pixels() && channel < map.stride) {
-      const int oy = at.top + row / at.columns, ox = at.left + row % at.columns;
+  constexpr int kAtOnce = Op::kBytes == 2 ? 9 : 3;
+  const int chunks = bytes / (8 * Op::kBytes), rows = ceil_div(at.pixels(), 16) * 16;
+  for (int first = 0; first < chunks; first += kThreads) {
+    const int across = least(chunks - first, kThreads), step = kThreads / across;
+    if (thread() >= step * across) continue;
+    const int channel = (first + thread() % across) * 8;
+    const bool there = channel < map.stride;
+    float weights[9][8];
+    AVSER_UNROLL
+    for (int tap = 0; tap < 9; ++tap) {
       AVSER_UNROLL
-      for (int tap = 0; tap < 9; ++tap) {
-        const int iy = oy - 1 + tap / 3, ix = ox - 1 + tap % 3;
-        if (iy < 0 || iy >= map.height || ix < 0 || ix >= map.width) continue;
-        float value[8];
-        load8<Op>(x + static_cast<int64_t>(iy * map.width + ix) * map.stride + channel, value);
-        const Words4 low = load_weights(reinterpret_cast<const Words4*>(taps + tap * map.stride + channel));
-        const Words4 high = load_weights(reinterpret_cast<const Words4*>(taps + tap * map.stride + channel + 4));
-        const uint32_t weights[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+      for (int half = 0; half < 8; half += 4) {
+        Words4 words{};
+        if (there) {
+          words = load_weights(reinterpret_cast<const Words4*>(taps + tap * map.stride + channel + half));
+        }
+        const uint32_t four[4] = {words.x, words.y, words.z, words.w};
         AVSER_UNROLL
-        for (int c = 0; c < 8; ++c) sum[c] = multiply_add(value[c], bits_float(weights[c]), sum[c]);
+        for (int c = 0; c < 4; ++c) weights[tap][half + c] = bits_float(four[c]);
       }
     }
-    store8<Op>((a + row * pitch_of(bytes)).template as<Element>() + channel, sum);
+    for (int row = thread() / across; row < rows; row += step) {
+      float sum[8] = {};
+      if (there && row < at.pixels()) {
+        const int oy = at.top + row / at.columns, ox = at.left + row % at.columns;
+        AVSER_UNROLL
+        for (int first_tap = 0; first_tap < 9; first_tap += kAtOnce) {
+          Eight<Op> values[kAtOnce];  // all loads before the first use; zeros around the map
+          AVSER_UNROLL
+          for (int i = 0; i < kAtOnce; ++i) {
+            const int iy = oy - 1 + (first_tap + i) / 3, ix = ox - 1 + (first_tap + i) % 3;
+            if (iy < 0 || iy >= map.height || ix < 0 || ix >= map.width) continue;
+            values[i].load(x.at(iy * map.width + ix) + channel);
+          }
+          AVSER_UNROLL
+          for (int i = 0; i < kAtOnce; ++i) {
+            float value[8];
+            values[i].widen(value);
+            AVSER_UNROLL
+            for (int c = 0; c < 8; ++c) sum[c] = multiply_add(value[c], weights[first_tap + i][c], sum[c]);
+          }
+        }
+      }
+      store8<Op>((a + row * pitch_of(bytes)).template as<Element>() + channel, sum);
+    }
   }
 }
+
+// Rows of tiles that divide `rows` evenly, at most `most` of them a tile.
+AVSER_DEVICE int even_rows(int rows, int most_rows) { return ceil_div(rows, ceil_div(rows, most_rows)); }
 
 }  // namespace detail
 
 // hidden = relu(pointwise1(depthwise1(x)))
 template <typename Op>
-AVSER_DEVICE void dsc_first(const DscBlockStage& stage, char* memory, const Team& team) {
+AVSER_DEVICE void dsc_first(const DscBlockStage& stage, char* memory, const MapWork& work) {
+  using Element = typename Op::Element;
   const Shared<char> a = shared_memory();
   const GpuMap& map = stage.hidden;
-  auto* y = reinterpret_cast<typename Op::Element*>(memory + map.offset);
-  const int columns = least(map.width, kTileRows), rows = least(map.height, kTileRows / columns);
-  const int across = ceil_div(map.width, columns), tiles = across * ceil_div(map.height, rows);
-  const Share share(team, tiles, ceil_div(stage.pointwise1.n_tiles, 2));
+  const RowRange own = work.rows(map.height);
+  fetch_rows<Element>(stage.x, dsc_first_rows(own), work);
+  if (own.begin == own.end) return;
+  sync();
+  const MapRows<const Element> x(stage.x, memory, work);
+  const MapRows<Element> y(map, memory, work);
+  const int columns = least(map.width, kTileRows);
+  const int rows = detail::even_rows(own.end - own.begin, kTileRows / columns);
+  const int across = ceil_div(map.width, columns), tiles = across * ceil_div(own.end - own.begin, rows);
+  const Share share(work.sharers(), tiles, ceil_div(stage.pointwise1.n_tiles, 2));
   const int n_begin = stage.pointwise1.n_tiles * share.part / share.parts;
   const int n_end = stage.pointwise1.n_tiles * (share.part + 1) / share.parts;
   for (int tile = share.first; tile < tiles; tile += share.step) {
-    const int top = tile / across * rows, left = tile % across * columns;
-    const detail::Rectangle at{top, left, least(rows, map.height - top), least(columns, map.width - left)};
-    detail::depthwise_tile<Op>(stage.x, memory, stage.taps1, stage.in_bytes, at, a);
+    const int top = own.begin + tile / across * rows, left = tile % across * columns;
+    const detail::Rectangle at{top, left, least(rows, own.end - top), least(columns, map.width - left)};
+    detail::depthwise_tile<Op>(stage.x, x, stage.taps1, stage.in_bytes, at, a);
     sync();
     multiply_all<Op, false, 4, 2>(a, pitch_of(stage.in_bytes), ceil_div(at.pixels(), 16), stage.pointwise1, n_begin,
                                   n_end, warp(), kWarps, [&](int row, int column, float u, float v) {
                                     if (row >= at.pixels()) return;
                                     const int pixel =
                                         (at.top + row / at.columns) * map.width + at.left + row % at.columns;
-                                    store2<Op>(y + static_cast<int64_t>(pixel) * map.stride + column, relu(u), relu(v));
+                                    store2<Op>(y.at(pixel) + column, relu(u), relu(v));
                                   });
     sync();
   }
@@ -95,38 +135,50 @@ AVSER_DEVICE void dsc_first(const DscBlockStage& stage, char* memory, const Team
 
 // y = pool(pointwise2(depthwise2(hidden))) + shortcut(x)
 template <typename Op>
-AVSER_DEVICE void dsc_second(const DscBlockStage& stage, char* memory, const Team& team) {
+AVSER_DEVICE void dsc_second(const DscBlockStage& stage, char* memory, const MapWork& work) {
+  using Element = typename Op::Element;
   const Shared<char> a = shared_memory();
   const Shared<char> b = a + kTileRows * pitch_of(stage.out_bytes);
   const Shared<float> before = (b + kPooledRows * pitch_of(stage.in_bytes)).template as<float>();
   const GpuMap& hidden = stage.hidden;
   const GpuMap& map = stage.y;
+  const RowRange own = work.rows(map.height);
+  fetch_rows<Element>(hidden, dsc_second_rows(own), work);
+  fetch_rows<Element>(stage.x, dsc_shortcut_rows(own), work);
+  if (own.begin == own.end) return;
+  sync();
+  const MapRows<const Element> between(hidden, memory, work);
+  const MapRows<const char> x(stage.x, memory, work, Op::kBytes);
+  const MapRows<Element> y(map, memory, work);
+  const MapRows<float> y_floats(map, memory, work);
   // A pooled tile of rows x columns needs one pixel more on each side than twice that, where the map goes on.
   const bool narrow = hidden.width * 3 <= kTileRows;
   const int columns = narrow ? map.width : 3;
   const int needed = narrow ? hidden.width : 7;
   // Rather more tiles than blocks without work.
-  const int parts = ceil_div(map.stride, kPoolColumns), own = most(1, team.size / parts);
-  const int rows = least(ceil_div(map.height, own), (kTileRows / needed - 1) / 2);
-  const int across = ceil_div(map.width, columns), tiles = across * ceil_div(map.height, rows);
+  const Team team = work.sharers();
+  const int parts = ceil_div(map.stride, kPoolColumns), height = own.end - own.begin;
+  const int share_rows = ceil_div(height, most(1, team.size / parts));
+  const int rows = detail::even_rows(height, least(share_rows, (kTileRows / needed - 1) / 2));
+  const int across = ceil_div(map.width, columns), tiles = across * ceil_div(height, rows);
   const Share share(team, tiles, parts);
   for (int tile = share.first; tile < tiles; tile += share.step) {
-    const int top = tile / across * rows, left = tile % across * columns;
-    const detail::Rectangle pooled{top, left, least(rows, map.height - top), least(columns, map.width - left)};
+    const int top = own.begin + tile / across * rows, left = tile % across * columns;
+    const detail::Rectangle pooled{top, left, least(rows, own.end - top), least(columns, map.width - left)};
     detail::Rectangle at{most(0, 2 * top - 1), most(0, 2 * left - 1), 0, 0};
     at.rows = least(hidden.height, 2 * (top + pooled.rows)) - at.top;
     at.columns = least(hidden.width, 2 * (left + pooled.columns)) - at.left;
-    detail::depthwise_tile<Op>(hidden, memory, stage.taps2, stage.out_bytes, at, a);
+    detail::depthwise_tile<Op>(hidden, between, stage.taps2, stage.out_bytes, at, a);
     // The shortcut's pixels: every second one of the input.
     const int chunks = stage.in_bytes / 16, there = stage.x.stride * Op::kBytes / 16;
-    const char* x = memory + stage.x.offset;
-    for (int i = thread(); i < kPooledRows * chunks; i += kThreads) {
+    const auto from = [&](int i) -> const void* {
       const int row = i / chunks, chunk = i % chunks;
-      const bool inside = row < pooled.pixels() && chunk < there;
       const int iy = 2 * (top + row / pooled.columns), ix = 2 * (left + row % pooled.columns);
-      const int64_t from = inside ? static_cast<int64_t>(iy * stage.x.width + ix) * there + chunk : 0;
-      copy16_async(b + (row * pitch_of(stage.in_bytes) + chunk * 16), x + from * 16, inside);
-    }
+      return row < pooled.pixels() && chunk < there ? x.at(iy * stage.x.width + ix) + chunk * 16 : nullptr;
+    };
+    copy_of_map(work, memory, ceil_div(pooled.pixels(), 16) * 16 * chunks, from, [&](int i) {
+      return (b + (i / chunks * pitch_of(stage.in_bytes) + i % chunks * 16)).template as<Words4>();
+    });
     copy_wait();
     sync();
     for (int part = share.part; part * kPoolColumns < map.stride; part += share.parts) {
@@ -155,13 +207,13 @@ AVSER_DEVICE void dsc_second(const DscBlockStage& stage, char* memory, const Tea
                 first = false;
               }
             }
-            const int64_t to = static_cast<int64_t>(oy * map.width + ox) * map.stride + column;
+            const int to = oy * map.width + ox;
             u += largest[0];
             v += largest[1];
             if (stage.last) {
-              store2<Float32>(reinterpret_cast<float*>(memory + map.offset) + to, u, v);
+              store2<Float32>(y_floats.at(to) + column, u, v);
             } else {
-              store2<Op>(reinterpret_cast<typename Op::Element*>(memory + map.offset) + to, relu(u), relu(v));
+              store2<Op>(y.at(to) + column, relu(u), relu(v));
             }
           });
       sync();
