@@ -71,7 +71,7 @@ AVSER_DEVICE void multiply(Shared<char> a, int pitch, int m_tile, int m_tiles, c
   int rows[MT], columns[NT];
   AVSER_UNROLL
   for (int i = 0; i < MT; ++i) {
-    const int row = 16 * (m_tile + i) + lane() % 8 + lane() / 8 % 2 * 8;
+    const int row = 16 * least(m_tile + i, m_tiles - 1) + lane() % 8 + lane() / 8 % 2 * 8;
     rows[i] = row * pitch + lane() / 16 * 16;
   }
   AVSER_UNROLL
@@ -91,14 +91,15 @@ AVSER_DEVICE void multiply(Shared<char> a, int pitch, int m_tile, int m_tiles, c
     }
     AVSER_UNROLL
     for (int half = 0; half < 2; ++half) {
+      uint32_t fragments[MT][4];  // all are on their way before the first is waited for
+      AVSER_UNROLL
+      for (int i = 0; i < MT; ++i) ldmatrix(fragments[i], a + (rows[i] + pair * kPairBytes + half * kStepBytes));
       AVSER_UNROLL
       for (int i = 0; i < MT; ++i) {
         if (m_tile + i >= m_tiles) continue;
-        uint32_t fragment[4];
-        ldmatrix(fragment, a + (rows[i] + pair * kPairBytes + half * kStepBytes));
         AVSER_UNROLL
         for (int j = 0; j < NT; ++j) {
-          Op::multiply(acc.at[i][j], fragment, half == 0 ? now[j].x : now[j].z, half == 0 ? now[j].y : now[j].w);
+          Op::multiply(acc.at[i][j], fragments[i], half == 0 ? now[j].x : now[j].z, half == 0 ? now[j].y : now[j].w);
         }
       }
     }
