@@ -330,7 +330,8 @@ class GpuModel:
 
 class GpuEngine(GpuModel):
     """One MDSCM.  precision: float32, tf32, bf16, fp16 or fp8; ``team``, ``group`` and ``staged`` say how thread blocks
-    share the clips (team 0: chosen by the batch), ``through_memory`` that no map stays on chip.  BackendError where there is no such GPU, ConfigError, ModelError."""
+    share the clips (team 0: chosen by the batch), ``through_memory`` that no map stays on chip.  BackendError where
+    there is no such GPU, ConfigError, ModelError."""
 
     def __init__(
         self,

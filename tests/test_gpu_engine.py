@@ -24,8 +24,8 @@ from benchmarks.macs import mdscm_macs
 # statistics path; what was drawn at random; and the statistics path with a voice.
 FAMILY = [0, 2, 3, 4, 5, 7, 8, 9, 11, 14, len(MEMBERS) - 1]
 PRECISIONS = ("float32", "tf32", "bf16", "fp16", "fp8")
-# Teams of blocks that meet, of one block, of a launch per stage; groups that do not divide the clips; maps on chip, also
-# where blocks have one row or none, and the same maps in memory.
+# Teams of blocks that meet, of one block, of a launch per stage; groups that do not divide the clips; maps in memory;
+# maps on chip where blocks have one row or none.
 SCHEDULES: tuple[dict[str, Any], ...] = (
     {},
     {"team": 1, "group": 4},

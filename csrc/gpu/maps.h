@@ -64,8 +64,8 @@ class MapRows {
   int stride_, first_, end_;
 };
 
-// Pieces of 16 bytes, by all threads of the block: from(i), null for zeros, to(i).  Several are in flight: in the order in
-// which they are written, each load would wait for the store before it.
+// Pieces of 16 bytes, by all threads of the block: from(i), null for zeros, to(i).  Several are in flight: in the order
+// in which they are written, each load would wait for the store before it.
 template <typename From, typename To>
 AVSER_DEVICE void copy_pieces(int count, const From& from, const To& to) {
   constexpr int kInFlight = 4;
@@ -113,7 +113,9 @@ AVSER_DEVICE void fetch_rows(const GpuMap& map, const RowRange& needed, const Ma
   const int chunks = map.width * map.stride * int{sizeof(T)} / 16;
   const int begin = most(needed.begin, 0), end = least(needed.end, map.height);
   const int before = most(0, least(end, own.begin) - begin), behind = most(0, end - most(begin, own.end));
-  const auto row_of = [&](int i) { return i / chunks < before ? begin + i / chunks : end - behind + i / chunks - before; };
+  const auto row_of = [&](int i) {
+    return i / chunks < before ? begin + i / chunks : end - behind + i / chunks - before;
+  };
   copy_pieces(
       (before + behind) * chunks,
       [&](int i) { return reinterpret_cast<const Words4*>(row_of_owner<T>(map, row_of(i), work.team)) + i % chunks; },

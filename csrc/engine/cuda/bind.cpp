@@ -23,8 +23,8 @@ std::shared_ptr<GpuMdscm> make_engine(const std::string& spec_json, const py::di
   const Network network = read_network(spec_json);
   std::vector<FloatArray> arrays;
   const Tensors views = view_all(tensors, "GpuEngine: ", arrays);
-  const GpuOptions options{gpu_precision_named(precision, "GpuEngine: precision"), device,
-                           {team, group, staged, through_memory}, poison};
+  const GpuOptions options{
+      gpu_precision_named(precision, "GpuEngine: precision"), device, {team, group, staged, through_memory}, poison};
   const py::gil_scoped_release release;
   return std::make_shared<GpuMdscm>(network, views, options);
 }
@@ -242,15 +242,16 @@ void bind_gpu_engine(py::module_& m) {
       .def_property_readonly("device_name", [](const GpuModel& model) { return model.device().name; });
   py::class_<GpuMdscm, GpuModel, std::shared_ptr<GpuMdscm>>(m, "GpuEngine", py::module_local(),
                                                             "One MDSCM on an NVIDIA GPU.")
-      .def(py::init(&make_engine), py::arg("spec_json"), py::arg("tensors"), py::kw_only(),
-           py::arg("precision") = "float32", py::arg("device") = 0, py::arg("team") = 0, py::arg("group") = 1,
-           py::arg("staged") = false, py::arg("through_memory") = false, py::arg("poison") = false,
-           "spec_json: json.dumps(ModelSpec.to_dict()).  tensors: the state dict of avser_fast.nn.MDSCM as arrays, "
-           "which are copied.\nprecision: float32, tf32, bf16, fp16 or fp8 (fp16 with 8-bit encoder weights).\n"
-           "team, group, staged: blocks that share a group of clips, and a launch per stage; team 0: chosen by the "
-           "size of the batch.  through_memory: the maps of the convolutions also where they would fit into the blocks' "
-           "shared memory.  poison fills activations with NaN before every call, for tests.\n"
-           "Raises BackendError where there is no such GPU, ConfigError or ModelError naming the field or tensor.");
+      .def(
+          py::init(&make_engine), py::arg("spec_json"), py::arg("tensors"), py::kw_only(),
+          py::arg("precision") = "float32", py::arg("device") = 0, py::arg("team") = 0, py::arg("group") = 1,
+          py::arg("staged") = false, py::arg("through_memory") = false, py::arg("poison") = false,
+          "spec_json: json.dumps(ModelSpec.to_dict()).  tensors: the state dict of avser_fast.nn.MDSCM as arrays, "
+          "which are copied.\nprecision: float32, tf32, bf16, fp16 or fp8 (fp16 with 8-bit encoder weights).\n"
+          "team, group, staged: blocks that share a group of clips, and a launch per stage; team 0: chosen by the "
+          "size of the batch.  through_memory: the maps of the convolutions also where they would fit into the blocks' "
+          "shared memory.  poison fills activations with NaN before every call, for tests.\n"
+          "Raises BackendError where there is no such GPU, ConfigError or ModelError naming the field or tensor.");
   py::class_<GpuResNet18, GpuModel, std::shared_ptr<GpuResNet18>>(
       m, "GpuResNet18", py::module_local(), "The ResNet-18 audio-visual encoder on an NVIDIA GPU.")
       .def(py::init(&make_resnet18), py::arg("tensors"), py::kw_only(), py::arg("in_channels") = 1,

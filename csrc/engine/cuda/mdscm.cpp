@@ -348,18 +348,16 @@ int64_t GpuMdscm::put_on_chip(Program& p, int team) const {
     area = (area + 1) % 3;
     if (i + 1 < p.convolutions) {
       ConvStage& next = p.conv_stem[i + 1];
-      chip.put(area, element_, {&p.conv_stem[i].y, &next.x}, [&next, rows](int rank) -> std::vector<RowRange> {
-        return {conv_rows(next, rows(next.y, rank))};
-      });
+      chip.put(area, element_, {&p.conv_stem[i].y, &next.x},
+               [&next, rows](int rank) -> std::vector<RowRange> { return {conv_rows(next, rows(next.y, rank))}; });
     } else {
       chip.put(area, element_, {&p.conv_stem[i].y, &p.dsc_block[0].x}, read_by_block(0));
     }
   }
   for (int i = 0; i < p.blocks; ++i) {
     DscBlockStage& block = p.dsc_block[i];
-    chip.put((area + 1) % 3, element_, {&block.hidden}, [&block, rows](int rank) -> std::vector<RowRange> {
-      return {dsc_second_rows(rows(block.y, rank))};
-    });
+    chip.put((area + 1) % 3, element_, {&block.hidden},
+             [&block, rows](int rank) -> std::vector<RowRange> { return {dsc_second_rows(rows(block.y, rank))}; });
     area = (area + 2) % 3;
     GpuMap* const next = block.last ? &p.cs_attention.x : &p.dsc_block[i + 1].x;
     chip.put(area, block.last ? 4 : element_, {&block.y, next}, read_by_block(i + 1));

@@ -19,9 +19,9 @@ const char* gpu_precision_name(GpuPrecision precision);
 
 // How the blocks are set up for a number of clips; what a test may force.
 struct Schedule {
-  int team = 0;         // blocks of a team; 0: chosen
-  int group = 0;        // clips of a team; 0: chosen
-  bool staged = false;  // a launch per stage
+  int team = 0;                 // blocks of a team; 0: chosen
+  int group = 0;                // clips of a team; 0: chosen
+  bool staged = false;          // a launch per stage
   bool through_memory = false;  // maps in memory, also where a team's blocks could keep them on chip
 };
 
@@ -101,7 +101,6 @@ class GpuModel {
   virtual Plan plan(int64_t clips) const = 0;
 
  protected:
-
   // Refuses a device that is not there or too old.
   GpuModel(const GpuOptions& options, std::vector<int64_t> clip_shape, int64_t features, int64_t classes);
 

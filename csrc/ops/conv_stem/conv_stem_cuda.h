@@ -121,8 +121,8 @@ AVSER_DEVICE void first_convolution(const ConvStage& stage, const float* x, char
       const int channel = k / taps, tap = k % taps, at = pixel % map_pixels, pad = stage.kernel / 2;
       const int iy = at / stage.y.width * stage.stride - pad + tap / stage.kernel;
       const int ix = at % stage.y.width * stage.stride - pad + tap % stage.kernel;
-      const bool there = channel < stage.in_channels && row < rows && iy >= 0 && iy < stage.x.height && ix >= 0 &&
-                         ix < stage.x.width;
+      const bool there =
+          channel < stage.in_channels && row < rows && iy >= 0 && iy < stage.x.height && ix >= 0 && ix < stage.x.width;
       const int plane = pixel / map_pixels * stage.in_channels + channel;
       const int64_t from = there ? (static_cast<int64_t>(plane) * stage.x.height + iy) * stage.x.width + ix : 0;
       copy4_async((a + row * pitch).template as<float>() + i % elements, x + from, there);
@@ -144,8 +144,7 @@ AVSER_DEVICE void convolution(const ConvStage& stage, char* memory, int clips, c
       const int at = pixel % map_pixels, pad = stage.kernel / 2;
       const int iy = at / stage.y.width * stage.stride - pad + tap / stage.kernel;
       const int ix = at % stage.y.width * stage.stride - pad + tap % stage.kernel;
-      const bool there =
-          tap < taps && row < rows && iy >= 0 && iy < stage.x.height && ix >= 0 && ix < stage.x.width;
+      const bool there = tap < taps && row < rows && iy >= 0 && iy < stage.x.height && ix >= 0 && ix < stage.x.width;
       const int64_t clip = pixel / map_pixels * stage.clip;
       return there ? x.at(iy * stage.x.width + ix, clip) + chunk % tap_chunks * 16 : nullptr;
     };

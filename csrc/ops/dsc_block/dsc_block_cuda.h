@@ -190,32 +190,32 @@ AVSER_DEVICE void dsc_second(const DscBlockStage& stage, char* memory, const Map
                                       before[row * kPoolPitch + column - base + 1] = v;
                                     });
       sync();
-      multiply_all<Op, false, 2, 2>(
-          b, pitch_of(stage.in_bytes), ceil_div(pooled.pixels(), 16), stage.shortcut, n_begin, n_end, warp(), kWarps,
-          [&](int row, int column, float u, float v) {
-            if (row >= pooled.pixels()) return;
-            const int oy = top + row / pooled.columns, ox = left + row % pooled.columns;
-            const int y_begin = most(2 * oy - 1, 0), y_end = least(2 * oy + 2, hidden.height);
-            const int x_begin = most(2 * ox - 1, 0), x_end = least(2 * ox + 2, hidden.width);
-            float largest[2] = {0.0f, 0.0f};
-            bool first = true;
-            for (int iy = y_begin; iy < y_end; ++iy) {
-              for (int ix = x_begin; ix < x_end; ++ix) {
-                const int from = ((iy - at.top) * at.columns + ix - at.left) * kPoolPitch + column - base;
-                largest[0] = first ? before[from] : max_nan(largest[0], before[from]);
-                largest[1] = first ? before[from + 1] : max_nan(largest[1], before[from + 1]);
-                first = false;
-              }
-            }
-            const int to = oy * map.width + ox;
-            u += largest[0];
-            v += largest[1];
-            if (stage.last) {
-              store2<Float32>(y_floats.at(to) + column, u, v);
-            } else {
-              store2<Op>(y.at(to) + column, relu(u), relu(v));
-            }
-          });
+      multiply_all<Op, false, 2, 2>(b, pitch_of(stage.in_bytes), ceil_div(pooled.pixels(), 16), stage.shortcut, n_begin,
+                                    n_end, warp(), kWarps, [&](int row, int column, float u, float v) {
+                                      if (row >= pooled.pixels()) return;
+                                      const int oy = top + row / pooled.columns, ox = left + row % pooled.columns;
+                                      const int y_begin = most(2 * oy - 1, 0), y_end = least(2 * oy + 2, hidden.height);
+                                      const int x_begin = most(2 * ox - 1, 0), x_end = least(2 * ox + 2, hidden.width);
+                                      float largest[2] = {0.0f, 0.0f};
+                                      bool first = true;
+                                      for (int iy = y_begin; iy < y_end; ++iy) {
+                                        for (int ix = x_begin; ix < x_end; ++ix) {
+                                          const int from =
+                                              ((iy - at.top) * at.columns + ix - at.left) * kPoolPitch + column - base;
+                                          largest[0] = first ? before[from] : max_nan(largest[0], before[from]);
+                                          largest[1] = first ? before[from + 1] : max_nan(largest[1], before[from + 1]);
+                                          first = false;
+                                        }
+                                      }
+                                      const int to = oy * map.width + ox;
+                                      u += largest[0];
+                                      v += largest[1];
+                                      if (stage.last) {
+                                        store2<Float32>(y_floats.at(to) + column, u, v);
+                                      } else {
+                                        store2<Op>(y.at(to) + column, relu(u), relu(v));
+                                      }
+                                    });
       sync();
     }
   }
