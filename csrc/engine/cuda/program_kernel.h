@@ -12,23 +12,23 @@ AVSER_DEVICE void run_convolution(const Program& program, int step, const float*
   const MapWork work{team, program.on_chip};
   if (step < program.convolutions) {
     if (step > 0) return convolution<Op>(program.conv_stem[step], memory, 1, work);
-    first_convolution<Op>(program.conv_stem[0], clip, memory, 1, work);
-    if (program.statistics.maps > 0 && team.rank == team.size - 1) {
-      float* hidden = reinterpret_cast<float*>(memory + program.statistics_offset) + slot * program.statistics.hidden;
-      sync();  // the convolution's tiles lie where it works
-      frame_statistics(program.statistics, clip, hidden);
-    }
-    return;
+    return first_convolution<Op>(program.conv_stem[0], clip, memory, 1, work);
   }
   const int half = step - program.convolutions;
   if (half < 2 * program.blocks) {
     const DscBlockStage& stage = program.dsc_block[half / 2];
     return half % 2 == 0 ? dsc_first<Op>(stage, memory, work) : dsc_second<Op>(stage, memory, work);
   }
-  if (team.rank != slot % team.size) return;
-  float* tokens = reinterpret_cast<float*>(memory + program.places.stream);
-  const int64_t own = static_cast<int64_t>(slot) * program.places.tokens * program.places.stride;
-  cs_attention(program.cs_attention, memory, tokens + own, work);
+  // One block has the attention; another one, if there is one, has the frames' statistics meanwhile.
+  if (team.rank == slot % team.size) {
+    float* tokens = reinterpret_cast<float*>(memory + program.places.stream);
+    const int64_t own = static_cast<int64_t>(slot) * program.places.tokens * program.places.stride;
+    cs_attention(program.cs_attention, memory, tokens + own, work);
+  }
+  if (program.statistics.maps > 0 && team.rank == (slot + 1) % team.size) {
+    float* hidden = reinterpret_cast<float*>(memory + program.statistics_offset) + slot * program.statistics.hidden;
+    frame_statistics(program.statistics, clip, hidden);
+  }
 }
 
 template <typename Op, bool kEightBits>
