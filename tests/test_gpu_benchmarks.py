@@ -163,6 +163,7 @@ def test_the_stages_part_and_the_ceilings_share_a_file(monkeypatch: pytest.Monke
 def test_the_stages_part_runs_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     network = MEMBERS[3]
     values, clips = random_tensors(network, 3), random_clips(network, 1, 5, 3)
+    emulated.module().set_device()
     gpu = emulated.OnEmulatedGpu()
     expected = gpu.GpuEngine(spec_json(network), values, precision="bf16").forward(clips)[0]
     monkeypatch.setattr(gpu_engine, "_engine", gpu)

@@ -179,7 +179,7 @@ class Steps:
 @pytest.mark.parametrize("schedule", ({}, {"team": 1}, {"team": 3, "staged": True}), ids=str)
 def test_steps_in_pieces_are_one_forward(schedule: dict[str, Any], member: int) -> None:
     network, tensors, clips, _ = case(member)
-    run = Steps(make(network, tensors, **schedule), clips)
+    run = Steps(make(network, tensors, through_memory=True, **schedule), clips)
     steps = len(run.engine.stages())
     convolutions = len(network.stem) + 2 * len(network.blocks)
     for cuts in ((1, convolutions), (convolutions, steps - 1), (0, steps)):
@@ -206,9 +206,10 @@ def test_steps_behind_the_convolutions_of_a_group_are_pieces() -> None:
     run(0, tokens)
     run(tokens, len(run.engine.stages()))
     assert_same_bits(run.found, run.expected)
-    wanted = f"begin: expected 0 or at least {tokens} where a team carries 6 clips in turn before that, got 1"
-    with pytest.raises(InputError, match=wanted):
-        run(1, tokens)
+    wanted = f"begin: expected 0 or at least {tokens} where maps on chip, or those of a clip at a time, are gone"
+    for options in ({"team": 2, "group": 6, "through_memory": True}, {}):
+        with pytest.raises(InputError, match=wanted):
+            Steps(make(network, tensors, **options), clips)(1, tokens)
 
 
 @pytest.mark.skipif(emulated.on_gpu(), reason="its addresses are the host's")
@@ -223,7 +224,7 @@ def test_steps_that_cannot_be_run_are_refused() -> None:
     with pytest.raises(InputError, match="clips: expected at least 1 utterance of 1 clip, got 0 of 3"):
         Steps(run.engine, clips[:0])(0, steps)
     emulated.module().set_device(multiprocessors=2)
-    run = Steps(make(network, tensors, team=1, group=2), clips)
+    run = Steps(make(network, tensors, team=1, group=2, through_memory=True), clips)
     run(0, steps)
     assert_same_bits(run.found, run.expected)
     with pytest.raises(InputError, match="begin: expected 0 where 2 teams of 2 clips carry 6 in turn, got 1"):

@@ -22,14 +22,14 @@ GpuStage head(const std::string& name, int64_t inputs, int64_t features, int64_t
           inputs * kFloat, (features + classes) * kFloat};
 }
 
-// Of the path beside the convolutions, which runs within the first step.
+// Of the path beside the convolutions, which runs within the step of the attention.
 void add_statistics(const Network& network, GpuStage& stage) {
   const int64_t frames = network.clip_frames, bands = network.mel_bands, maps = network.statistics;
   const int64_t width = (1 + network.in_channels) * maps + (network.voice ? kVoiceStatistics : 0);
   stage.name += " and frame_statistics";
   stage.flops += 2 * (frames * bands * (network.in_channels * maps + 1) + width * network.statistics_hidden);
   stage.weight_bytes += (maps + 1) * bands * kFloat + linear_bytes(network.statistics_hidden, width, Format::float32);
-  if (network.voice) stage.read_bytes += frames * kVoiceValues * kFloat;
+  stage.read_bytes += frames * (bands * network.in_channels + (network.voice ? kVoiceValues : 0)) * kFloat;
   stage.write_bytes += network.statistics_hidden * kFloat;
 }
 
@@ -70,7 +70,6 @@ std::vector<GpuStage> mdscm_stages(const Network& network, GpuPrecision precisio
                    pixels * channels * element});
     in = channels;
   }
-  if (network.statistics > 0) add_statistics(network, out.front());
   for (size_t i = 0; i < network.blocks.size(); ++i) {
     const int64_t channels = network.blocks[i], pixels = height * width;
     height = halved(height);
@@ -96,6 +95,7 @@ std::vector<GpuStage> mdscm_stages(const Network& network, GpuPrecision precisio
     attention.flops += 2 * 2 * 2 * in * hidden;  // two layers, of the mean and of the maximum
     attention.weight_bytes += linear_bytes(hidden, in, Format::float32) + linear_bytes(in, hidden, Format::float32);
   }
+  if (network.statistics > 0) add_statistics(network, attention);
   out.push_back(attention);
   const Format weights = precision == GpuPrecision::fp8 ? Format::fp8 : format;
   for (int64_t i = 0; i < network.encoder_layers; ++i) add_encoder_layer(network, i, format, weights, out);
