@@ -35,7 +35,7 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d, stride: int | None = None) -> nn
     return folded
 
 
-class _Block(nn.Module):
+class FoldedBlock(nn.Module):
     """A ``DSCBlock``."""
 
     def __init__(self, block: Any):
@@ -99,7 +99,7 @@ class FoldedMDSCM(nn.Module):
         super().__init__()
         body = cast(Any, module.body)
         self.stem = nn.ModuleList(fold(c, n) for c, n in zip(body.conv_stem.convs, body.conv_stem.norms))
-        self.blocks = nn.ModuleList(_Block(block) for block in body.blocks)
+        self.blocks = nn.ModuleList(FoldedBlock(block) for block in body.blocks)
         self.attention = _Attention(body.attention)
         self.encoder = nn.ModuleList(_Layer(layer) for layer in body.encoder)
         self.statistics = copy.deepcopy(module.statistics)

@@ -92,7 +92,7 @@ else
     echo "memcheck, racecheck, synccheck: not run, compute-sanitizer is missing" | tee -a "$out/summary.txt"
 fi
 # What compiles for a minute before it is measured comes last.
-for of in compiled-half-1 compiled-half-205 compiled-1 compiled-205; do
+for of in blocks compiled-half-1 compiled-half-205 compiled-1 compiled-205; do
     part "engine_$of" 100 "$python" -m benchmarks.gpu_engine "$out" "$of"
 done
 part training_compiled 100 "$python" -m benchmarks.gpu_training "$out" compiled

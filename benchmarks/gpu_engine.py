@@ -5,10 +5,11 @@ The published network in bf16 (and the other precisions of ours), one utterance 
 CUDA graph of the caller's and, for small batches, by other teams of blocks; PyTorch eager channels-last AMP, the same
 in a CUDA graph, and with weights in bf16 rather than AMP; torch.compile, with AMP and with weights in bf16, in parts of
 its own, since it takes a minute to compile. Then 4.5 s of samples in GPU memory to probabilities, and the log-mel
-features of 64 such recordings beside torchaudio's; and where the time goes, stage by stage (gpu_stages.py). Outputs are
-compared with float64 before anything is timed (samples: with the CPU engine). The device's own ceilings, rate of
-products and of copies, are measured beside. Writes ``OUT/gpu-engine.json`` after every part; a contender that fails is
-written down and does not hide the others (exit code 1 where it is ours).  Goals are in goals.py.
+features of 64 such recordings beside torchaudio's; the residual blocks alone; and where the time goes, stage by stage
+(gpu_stages.py). PyTorch's networks have their batch norms folded. Outputs are compared with float64 before anything is
+timed (samples: with the CPU engine). The device's own ceilings, rate of products and of copies, are measured beside.
+Writes ``OUT/gpu-engine.json`` after every part; a contender that fails is written down and does not hide the others
+(exit code 1 where it is ours).  Goals are in goals.py.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from avser_fast.testing import assert_close
 
 from . import gpu_stages
 from .cases import CLIPS
+from .folded import FoldedBlock, FoldedMDSCM
 from .goals import GPU_ENGINE_GOALS
 from .gpu_parts import OURS, Made, Run, command, graph, interleaved, plain, timed
 from .macs import mdscm_macs
@@ -41,14 +43,19 @@ PRECISIONS = {"float32": 1e-5, "tf32": 5e-3, "fp16": 5e-3, "bf16": 2e-2, "fp8": 
 EAGER, GRAPH = "PyTorch eager AMP, channels-last", "PyTorch eager AMP in a CUDA graph"
 HALF = "PyTorch eager, weights in bf16, in a CUDA graph"
 COMPILED = "torch.compile max-autotune with CUDA graphs"
+CUDNN, INDUCTOR = "cuDNN, channels-last", "torch.compile"
 TORCHAUDIO, TORCHAUDIO_GRAPH = "torchaudio MelSpectrogram and log", "torchaudio in a CUDA graph"
 SAMPLES = 72480  # 4.53 s: 452 frames
 #: The arguments of the op: the published front end.
 LOG_MEL = (16000, 40, 400, 160, 512, 0.97, 0.0, 8000.0)
-#: Other teams of blocks for one utterance: what the default is chosen from.
-TEAMS: tuple[dict[str, Any], ...] = (
-    {"team": 16}, {"team": 8}, {"team": 4}, {"team": 1}, {"team": 8, "group": 5}, {"team": 16, "staged": True},
-)  # fmt: skip
+#: Other teams of blocks, and maps in memory: what the default is chosen from.
+TEAMS: dict[int, tuple[dict[str, Any], ...]] = {
+    ONE: (
+        {"team": 16}, {"team": 8}, {"team": 8, "through_memory": True}, {"team": 4}, {"team": 1},
+        {"team": 8, "group": 5}, {"team": 16, "staged": True},
+    ),
+    MANY: ({"team": 2, "group": 8}, {"team": 4, "group": 8}, {"team": 8, "group": 8}, {"team": 1, "group": 4}),
+}  # fmt: skip
 
 
 #: Calls in a graph of the stages, each with activations of its own: one of a few microseconds alone would be measured
@@ -100,16 +107,16 @@ def module() -> Any:
 
 
 def peer(clips: Tensor, *, compiled: bool = False, half: bool = False) -> Run:
-    """With AMP or, ``half``, with weights in bf16, which then need no copy at every call."""
+    """Batch norms folded; with AMP or, ``half``, with weights in bf16, which then need no copy at every call."""
     dtype = torch.bfloat16 if half else torch.float32
-    model = module().to("cuda", dtype, memory_format=torch.channels_last)
+    model: Any = FoldedMDSCM(module()).eval().to(clips.device, dtype, memory_format=torch.channels_last)
     if compiled:
         model = torch.compile(model, mode="max-autotune", dynamic=False)
 
     def run() -> Tensor:
         with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=not half):
-            probabilities: Tensor = model(clips.to(dtype)).probabilities
-            return probabilities
+            logits: Tensor = model(clips.flatten(0, 1).to(dtype))
+            return logits.unflatten(0, clips.shape[:2]).float().mean(1).softmax(-1)
 
     return run
 
@@ -144,8 +151,8 @@ def measure(utterances: int) -> dict[str, Any]:
     clips, expected = case(utterances)
     bf16 = PRECISIONS["bf16"]
     makers = {name_of(p): (ours(clips, precision=p), tolerance) for p, tolerance in PRECISIONS.items()}
-    if utterances == ONE:
-        makers |= {f"{OURS}, {options}": (ours(clips, precision="bf16", **options), bf16) for options in TEAMS}
+    for options in TEAMS.get(utterances, ()):
+        makers[f"{OURS}, {options}"] = ours(clips, precision="bf16", **options), bf16
     makers[EAGER] = lambda: plain(peer(clips)), bf16
     makers[GRAPH] = lambda: graph(peer(clips)), bf16
     makers[HALF] = lambda: graph(peer(clips, half=True)), bf16
@@ -167,6 +174,45 @@ def measure_stages(utterances: int) -> dict[str, Any]:
     times = [[once[end]["min_ms"] / calls for once in found] for end in runs]
     count = utterances * CLIPS
     return {"clips": count, "calls_of_graph": calls, "rows": gpu_stages.rows(stages, count, times)}
+
+
+def measure_blocks() -> dict[str, Any]:
+    """The residual blocks of depthwise and pointwise convolutions on 1025 clips: ours as the difference of what runs
+    with them and without them, beside the block alone in PyTorch, weights in bf16, batch norms folded."""
+    clips, _ = case(MANY)
+    own = OnDevice(NETWORK, tensors(), clips, precision="bf16")
+    names = [stage["name"] for stage in own.engine.stages()]
+    height, width, channels = NETWORK.clip_frames, NETWORK.mel_bands, NETWORK.stem[-1]
+    for _ in NETWORK.stem:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    found: dict[str, Any] = {}
+    for i, block in enumerate(module().body.blocks):
+        first = names.index(f"dsc_block.{i}.first")
+        x = torch.randn(MANY * CLIPS, channels, height, width, device=clips.device, dtype=torch.bfloat16)
+        x = x.contiguous(memory_format=torch.channels_last)
+        theirs = FoldedBlock(block).eval().to(clips.device, torch.bfloat16, memory_format=torch.channels_last)
+        runs = {"before": graph(functools.partial(own.first_steps, first, 1))[0]}
+        runs["behind"] = graph(functools.partial(own.first_steps, first + 2, 1))[0]
+        failed: dict[str, str] = {}
+        for name, model in ((CUDNN, theirs), (INDUCTOR, torch.compile(theirs, dynamic=False))):
+            try:
+                runs[name] = graph(without_gradients(model, x))[0]
+            except Exception as error:  # whatever keeps a contender from running is what the results say of it
+                failed[name] = reason(error)
+        times = interleaved(runs)
+        ours_ms = times["behind"]["min_ms"] - times["before"]["min_ms"]
+        peers = {name: times[name]["min_ms"] for name in (CUDNN, INDUCTOR) if name in times}
+        found[f"dsc_block.{i}"] = {"min_ms": {OURS: ours_ms, **peers}, "failed": failed}
+        height, width, channels = (height + 1) // 2, (width + 1) // 2, NETWORK.blocks[i]
+    return found
+
+
+def without_gradients(model: Any, x: Tensor) -> Run:
+    def run() -> Any:
+        with torch.inference_mode():
+            return model(x)
+
+    return run
 
 
 def measure_compiled(utterances: int, half: bool) -> dict[str, Any]:
@@ -239,6 +285,13 @@ def goals(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
         found = (ratio(f"{part}-{utterances}", COMPILED) for part in ("compiled", "compiled-half"))
         return min(filter(None, found), default=None)
 
+    def block_over(name: str) -> float | None:
+        """Of the blocks, the least that is won."""
+        times = [own["min_ms"] for own in content.get("blocks", {}).values()]
+        if not times or any(name not in own or own[OURS] <= 0 for own in times):
+            return None
+        return min(own[name] / own[OURS] for own in times)
+
     one, many, sampled = ms(f"utterances-{ONE}"), ms(f"utterances-{MANY}"), ms("samples")
     rate = many and MANY * CLIPS / many * 1e3
     measured = {
@@ -248,6 +301,8 @@ def goals(content: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "log-mel over torchaudio": ratio("log_mel", TORCHAUDIO, TORCHAUDIO_GRAPH),
         "1025 clips, clips/s": rate,
         "1025 clips over torch.compile": over_compiled(MANY),
+        "depthwise and pointwise block over cuDNN": block_over(CUDNN),
+        "depthwise and pointwise block over Inductor": block_over(INDUCTOR),
     }
     peak = content.get("ceilings", {}).get("bf16_tflops")
     share = rate * mdscm_macs(NETWORK) * 2 / 1e12 / peak if rate and peak else None
@@ -268,6 +323,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "log_mel": measure_log_mel,
     **{f"utterances-{n}": functools.partial(measure, n) for n in UTTERANCES},
     **{f"stages-{n}": functools.partial(measure_stages, n) for n in (ONE, MANY)},
+    "blocks": measure_blocks,
     **{f"compiled-half-{n}": functools.partial(measure_compiled, n, True) for n in (ONE, MANY)},
     **{f"compiled-{n}": functools.partial(measure_compiled, n, False) for n in (ONE, MANY)},
 }

@@ -16,6 +16,7 @@ import pytest
 import torch
 from test_engine import MEMBERS, random_clips, spec_json
 
+from avser_fast.config import MDSCM
 from avser_fast.inference.weights import random_tensors
 from benchmarks import gpu_engine, gpu_parts, gpu_stages, render
 from benchmarks.macs import mdscm_macs
@@ -159,8 +160,9 @@ def test_the_stages_part_and_the_ceilings_share_a_file(monkeypatch: pytest.Monke
     assert page in render.details() and page.endswith("|\n")
 
 
-@pytest.mark.usefixtures("stand_in_gpu")
-def test_the_stages_part_runs_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def on_emulated_gpu(stand_in_gpu: None, monkeypatch: pytest.MonkeyPatch) -> MDSCM:
+    """The engine's benchmark on a small network, one utterance of 5 clips in every case."""
     network = MEMBERS[3]
     values, clips = random_tensors(network, 3), random_clips(network, 1, 5, 3)
     emulated.module().set_device()
@@ -170,7 +172,34 @@ def test_the_stages_part_runs_the_engine(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(gpu_engine, "NETWORK", network)
     monkeypatch.setattr(gpu_engine, "tensors", lambda: values)
     monkeypatch.setattr(gpu_engine, "case", lambda n: (torch.from_numpy(clips), expected))
+    monkeypatch.setattr(gpu_engine, "MANY", 1)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: MagicMock(cuda_stream=7))
+    return network
+
+
+def test_blocks_beside_pytorch(on_emulated_gpu: MDSCM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+    found = gpu_engine.measure_blocks()
+    assert [*found] == [f"dsc_block.{i}" for i in range(len(on_emulated_gpu.blocks))]
+    for own in found.values():
+        assert [*own["min_ms"]] == [gpu_parts.OURS, gpu_engine.CUDNN, gpu_engine.INDUCTOR] and not own["failed"]
+    names = ("depthwise and pointwise block over cuDNN", "depthwise and pointwise block over Inductor")
+    times = {gpu_parts.OURS: 1.0, gpu_engine.CUDNN: 4.0, gpu_engine.INDUCTOR: 3.0}
+    goals = gpu_engine.goals({"blocks": {"a": {"min_ms": times}, "b": {"min_ms": {**times, gpu_engine.CUDNN: 2.0}}}})
+    assert [goals[name]["measured"] for name in names] == [2.0, 3.0]
+    assert gpu_engine.goals({})[names[0]]["measured"] is None
+
+
+def test_pytorch_computes_the_same_network(on_emulated_gpu: MDSCM) -> None:
+    clips, _ = gpu_engine.case(1)
+    exact = gpu_engine.module()(clips).probabilities
+    with torch.autocast("cuda", enabled=False):
+        found = gpu_engine.peer(clips, half=True)()
+    np.testing.assert_allclose(found.numpy(), exact.detach().numpy(), atol=gpu_engine.PRECISIONS["bf16"])
+
+
+def test_the_stages_part_runs_the_engine(on_emulated_gpu: MDSCM) -> None:
+    network = on_emulated_gpu
     found = gpu_engine.measure_stages(1)["rows"]
     layer = [f"encoder.0.{part}" for part in ("qkv", "attention", "out", "ff1", "ff2")]
     names = ["conv_stem.0", "dsc_block.0.first", "dsc_block.0.second", "cs_attention", *layer, "emotion_head"]
