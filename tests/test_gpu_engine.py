@@ -66,6 +66,17 @@ def test_float32_agrees_with_the_reference_under_every_schedule(member: int) -> 
         assert_same_bits(make(network, tensors, **schedule).forward(clips, valid), first, f"{order} {schedule}")
 
 
+def test_rows_that_fit_no_registers() -> None:
+    """Tokens of 1280 features: a warp reads their rows from memory again and again."""
+    network = MDSCM(
+        mel_bands=128, clip_frames=7, stem=(4,), blocks=(40,), encoder_layers=1, encoder_heads=4, encoder_ff=8
+    )
+    assert network.token_width == 1280
+    tensors, clips = random_tensors(network, 1), random_clips(network, 1, 2, 1)
+    found = make(network, tensors, team=1, group=2).forward(clips)
+    assert_outputs(found, reference(network, tensors, clips, None))
+
+
 @pytest.mark.parametrize("precision", PRECISIONS[1:])
 @pytest.mark.parametrize("member", (0, 2, 7, 9))
 def test_other_precisions_err_like_autocast(member: int, precision: str) -> None:

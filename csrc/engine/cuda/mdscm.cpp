@@ -296,7 +296,9 @@ GpuMdscm::GpuMdscm(const Network& network, const Tensors& tensors, const GpuOpti
 
 // Of a tile of rows of the encoder.
 int64_t GpuMdscm::tile_bytes(int rows) const {
-  return rows_shared(rows, static_cast<int>(std::max(network_.token_width(), network_.encoder_ff)), element_);
+  const int width = static_cast<int>(network_.token_width());
+  return rows_shared(rows, std::max(width, static_cast<int>(network_.encoder_ff)), element_) +
+         detail::norm_shared(width);
 }
 
 // Rows of the encoder that go through shared memory together, of `rows` in all.

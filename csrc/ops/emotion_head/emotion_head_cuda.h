@@ -21,8 +21,15 @@ struct EmotionHeadStage {
   AVSER_HOST_DEVICE int features() const { return pooled() + hidden; }
 };
 
+// Whether the normalised tokens go through shared memory, so that they are read from L2 once.
+AVSER_HOST_DEVICE bool emotion_head_keeps(const EmotionHeadStage& stage, int tokens) {
+  constexpr int kMostFloats = 16 * detail::kShortRow;
+  return stage.norm.weight != nullptr && stage.width() <= detail::kShortRow && tokens <= kMostFloats / stage.width();
+}
 AVSER_HOST_DEVICE int emotion_head_shared(const EmotionHeadStage& stage, int tokens) {
-  return 4 * (2 * tokens + stage.features());
+  const int floats = 2 * tokens + stage.features();
+  if (!emotion_head_keeps(stage, tokens)) return 4 * floats;
+  return detail::norm_shared(stage.width()) + 4 * (floats + tokens * stage.width());
 }
 
 // x: (tokens, stride) floats; hidden: what the statistics path says; feature: channel-major as published.
@@ -30,10 +37,31 @@ AVSER_DEVICE void emotion_head(const EmotionHeadStage& stage, const float* x, in
                                const float* hidden, float* feature, float* logits) {
   constexpr float kPoolEpsilon = 1e-5f;
   const int width = stage.width(), features = stage.features();
-  const Shared<float> means = shared_memory().as<float>();
-  const Shared<float> scales = means + tokens, joined = scales + tokens;
-  const bool normed = stage.norm.weight != nullptr;
-  if (normed) {
+  const bool normed = stage.norm.weight != nullptr, kept = emotion_head_keeps(stage, tokens);
+  const Shared<float> means = (shared_memory() + (kept ? detail::norm_shared(width) : 0)).as<float>();
+  const Shared<float> scales = means + tokens, joined = scales + tokens, normalised = joined + features;
+  if (kept) {
+    const detail::NormInShared factors(stage.norm, width, shared_memory());
+    for (int token = warp(); token < ceil_div(tokens, 2 * kWarps) * 2 * kWarps; token += 2 * kWarps) {  // all warps
+      const int there = token >= tokens ? 0 : token + kWarps >= tokens ? 1 : 2;
+      detail::TwoRows two;
+      two.load(x + static_cast<int64_t>(token) * stride, static_cast<int64_t>(kWarps) * stride, width, there);
+      float mean[2], scale[2];
+      two.statistics(width, mean, scale);
+      if (token < kWarps) {  // the first of each warp
+        copy_wait();
+        sync();
+      }
+      two.normalise(factors, width, mean, scale);
+      AVSER_UNROLL
+      for (int r = 0; r < 2; ++r) {
+        if (r >= there) continue;
+        const Shared<float> to = normalised + ((token + r * kWarps) * width + lane());
+        detail::each_of_lane(width, [&](int j) { to[j * kWarp] = two.x[r][j]; });
+      }
+    }
+    sync();
+  } else if (normed) {
     for (int token = warp(); token < tokens; token += kWarps) {
       const float* row = x + static_cast<int64_t>(token) * stride;
       float sum = 0.0f, squares = 0.0f;
@@ -48,11 +76,18 @@ AVSER_DEVICE void emotion_head(const EmotionHeadStage& stage, const float* x, in
     }
     sync();
   }
+  float weight[detail::kLaneFloats];
+  const auto load_class = [&](int k, int begin) {
+    const float* const row = stage.weight + static_cast<int64_t>(k) * features + begin + lane();
+    detail::load_lane(features - begin, weight, [&](int i) { return load_weights(row + i); });
+  };
+  if (warp() < stage.classes) load_class(warp(), 0);  // its first weights do not wait for the pool
   for (int i = thread(); i < width; i += kThreads) {
-    const float gain = normed ? stage.norm.weight[i] : 1.0f, shift = normed ? stage.norm.bias[i] : 0.0f;
+    const bool here = normed && !kept;
+    const float gain = here ? stage.norm.weight[i] : 1.0f, shift = here ? stage.norm.bias[i] : 0.0f;
     const auto value = [&](int token) {
-      const float v = x[static_cast<int64_t>(token) * stride + i];
-      return normed ? multiply_add((v - means[token]) * scales[token], gain, shift) : v;
+      const float v = kept ? normalised[token * width + i] : x[static_cast<int64_t>(token) * stride + i];
+      return here ? multiply_add((v - means[token]) * scales[token], gain, shift) : v;
     };
     float mean = 0.0f;
     for (int token = 0; token < tokens; ++token) mean += value(token);
@@ -74,9 +109,12 @@ AVSER_DEVICE void emotion_head(const EmotionHeadStage& stage, const float* x, in
     feature[to] = joined[i];
   }
   for (int k = warp(); k < stage.classes; k += kWarps) {
-    const float* row = stage.weight + static_cast<int64_t>(k) * features;
     float sum = 0.0f;
-    for (int i = lane(); i < features; i += kWarp) sum = multiply_add(joined[i], row[i], sum);
+    for (int begin = 0; begin < features; begin += detail::kShortRow) {
+      if (k != warp() || begin > 0) load_class(k, begin);
+      const Shared<float> own = joined + (begin + lane());
+      detail::each_of_lane(features - begin, [&](int j) { sum = multiply_add(own[j * kWarp], weight[j], sum); });
+    }
     sum = warp_sum(sum);
     if (lane() == 0) logits[k] = sum + stage.bias[k];
   }

@@ -57,6 +57,141 @@ namespace detail {
 
 constexpr float kNormEpsilon = 1e-5f;
 
+// Whole chunks of 16 bytes; the weights' memory goes on that far.
+AVSER_HOST_DEVICE int norm_shared(int width) { return (width + 3) / 4 * 32; }
+
+// The longest row that a warp keeps in registers: one read from L2, all of it in flight at once, where a loop over
+// memory waits for L2 several times in each of its passes.
+constexpr int kShortRow = 1024;
+constexpr int kLaneFloats = kShortRow / kWarp;
+
+// use(j) for the elements lane() + 32 * j of `width`; whoever adds 32 * j to an address of the lane's first one
+// computes no other.
+template <typename Use>
+AVSER_DEVICE void each_of_lane(int width, const Use& use) {
+  const int left = width - lane();
+  AVSER_UNROLL
+  for (int j = 0; j < kLaneFloats; ++j) {
+    if (j * kWarp < left) use(j);
+  }
+}
+
+// A lane's elements of a row, in flight together; zeros where there are none.
+template <typename Load>
+AVSER_DEVICE void load_lane(int width, float (&x)[kLaneFloats], const Load& load) {
+  AVSER_UNROLL
+  for (int j = 0; j < kLaneFloats; ++j) x[j] = 0.0f;
+  each_of_lane(width, [&](int j) { x[j] = load(j * kWarp); });
+}
+
+// A norm's gains and shifts on their way into shared memory while the rows are: there after copy_wait() and sync().
+struct NormInShared {
+  Shared<float> gain, shift;
+
+  AVSER_DEVICE NormInShared(const Norm& norm, int width, Shared<char> to)
+      : gain(to.as<float>()), shift(gain + norm_shared(width) / 8) {
+    const int chunks = norm_shared(width) / 32;  // of each
+    for (int i = thread(); i < 2 * chunks; i += kThreads) {
+      copy16_async(to + i * 16, (i < chunks ? norm.weight : norm.bias) + i % chunks * 4, true);
+    }
+  }
+};
+
+// Two rows of a warp, `there` of them really (0 to 2) and the others zeros: their loads and sums are under way
+// together.
+struct TwoRows {
+  float x[2][kLaneFloats];
+
+  AVSER_DEVICE void load(const float* from, int64_t apart, int width, int there) {
+    const float* const first = from + lane();
+    const float* const second = first + apart;
+    load_lane(there > 0 ? width : 0, x[0], [&](int i) { return first[i]; });
+    load_lane(there > 1 ? width : 0, x[1], [&](int i) { return second[i]; });
+  }
+  // As a loop of each lane over its elements in memory adds them up.
+  AVSER_DEVICE void statistics(int width, float (&mean)[2], float (&scale)[2]) const {
+    float sum[2] = {}, squares[2] = {};
+    each_of_lane(width, [&](int j) {
+      AVSER_UNROLL
+      for (int r = 0; r < 2; ++r) sum[r] += x[r][j];
+    });
+    sum_both(sum);
+    AVSER_UNROLL
+    for (int r = 0; r < 2; ++r) mean[r] = sum[r] / static_cast<float>(width);
+    each_of_lane(width, [&](int j) {
+      AVSER_UNROLL
+      for (int r = 0; r < 2; ++r) squares[r] = multiply_add(x[r][j] - mean[r], x[r][j] - mean[r], squares[r]);
+    });
+    sum_both(squares);
+    AVSER_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      scale[r] = 1.0f / square_root(squares[r] / static_cast<float>(width) + kNormEpsilon);
+    }
+  }
+  // Nothing is stored on the way: reads of the factors need not wait for it.
+  AVSER_DEVICE void normalise(const NormInShared& factors, int width, const float (&mean)[2], const float (&scale)[2]) {
+    const Shared<float> gain = factors.gain + lane(), shift = factors.shift + lane();
+    each_of_lane(width, [&](int j) {
+      const float g = gain[j * kWarp], b = shift[j * kWarp];
+      AVSER_UNROLL
+      for (int r = 0; r < 2; ++r) x[r][j] = multiply_add((x[r][j] - mean[r]) * scale[r], g, b);
+    });
+  }
+
+ private:
+  // warp_sum() of two, whose shuffles do not wait for each other.
+  static AVSER_DEVICE void sum_both(float (&x)[2]) {
+    AVSER_UNROLL
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+      const float first = shuffle_xor(x[0], offset), second = shuffle_xor(x[1], offset);
+      x[0] += first;
+      x[1] += second;
+    }
+  }
+};
+
+// load_stream() of rows that fit the registers, from row 0 on.
+template <typename Op>
+AVSER_DEVICE void load_short_rows(const EncoderPlaces& at, const Norm& norm, const float* from, float* stream, int rows,
+                                  const Team& team) {
+  using Element = typename Op::Element;
+  const Shared<char> a = shared_memory();
+  const int bytes = row_bytes(at.width, Op::kBytes), padded = bytes / Op::kBytes;
+  const int write_begin = at.width * team.rank / team.size, write_end = at.width * (team.rank + 1) / team.size;
+  const bool normed = norm.weight != nullptr;
+  const NormInShared factors(norm, normed ? at.width : 0, a + tiles_of(rows) * 16 * pitch_of(bytes));
+  for (int row = warp(); row < tiles_of(rows) * 16; row += 2 * kWarps) {
+    const int there = row >= rows ? 0 : row + kWarps >= rows ? 1 : 2;
+    TwoRows two;
+    two.load(from + static_cast<int64_t>(row) * at.stride, static_cast<int64_t>(kWarps) * at.stride, at.width, there);
+    if (normed) {
+      float mean[2], scale[2];
+      two.statistics(at.width, mean, scale);
+      if (row < kWarps) {  // the first of each warp
+        copy_wait();
+        sync();
+      }
+      two.normalise(factors, at.width, mean, scale);
+      AVSER_UNROLL
+      for (int r = 0; r < 2; ++r) {
+        if (r >= there) {
+          load_lane(0, two.x[r], [](int) { return 0.0f; });
+          continue;
+        }
+        float* const to = stream + static_cast<int64_t>(row + r * kWarps) * at.stride + lane();
+        each_of_lane(at.width, [&](int j) {
+          if (j * kWarp >= write_begin - lane() && j * kWarp < write_end - lane()) to[j * kWarp] = two.x[r][j];
+        });
+      }
+    }
+    AVSER_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      const Shared<Element> to = (a + (row + r * kWarps) * pitch_of(bytes)).template as<Element>() + lane();
+      each_of_lane(padded, [&](int j) { to[j * kWarp] = Op::round(two.x[r][j]); });
+    }
+  }
+}
+
 // Rows of floats from `first` on, normalised where there is a norm, into a tile.  Every block of the team makes the
 // whole tile; what it normalised, each writes its share of to `stream`, from where later stages take the residual.
 template <typename Op>
@@ -66,6 +201,7 @@ AVSER_DEVICE void load_stream(const EncoderPlaces& at, const Norm& norm, const f
   const Shared<char> a = shared_memory();
   from += static_cast<int64_t>(first) * at.stride;
   stream += static_cast<int64_t>(first) * at.stride;
+  if (at.width <= kShortRow) return load_short_rows<Op>(at, norm, from, stream, rows, team);
   const int bytes = row_bytes(at.width, Op::kBytes), padded = bytes / Op::kBytes;
   const int write_begin = at.width * team.rank / team.size, write_end = at.width * (team.rank + 1) / team.size;
   for (int row = warp(); row < tiles_of(rows) * 16; row += kWarps) {
