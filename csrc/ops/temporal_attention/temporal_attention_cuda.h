@@ -260,6 +260,74 @@ AVSER_DEVICE void project(const Packed& w, int width, int rows, const Team& team
   }
 }
 
+// `rows` rows of a head into shared memory, `there` of them from `from` on and the others zeros, as is what fills the
+// dimensions up.  Whole chunks of 16 bytes, or element by element; there after copy_wait() and sync().
+template <typename Op>
+AVSER_DEVICE void load_head(const typename Op::Element* from, int stride, int there, int rows, int dims, bool chunks,
+                            const HeadShared& shape, Shared<char> to) {
+  const auto each = [&](int step, const auto& take) {
+    const int across = shape.dims / step;
+    for (int i = thread(); i < rows * across; i += kThreads) {
+      const int row = i / across, dim = i % across * step;
+      const bool inside = row < there && dim < dims;
+      const int64_t at = inside ? static_cast<int64_t>(row) * stride + dim : 0;
+      take(to + (row * shape.dim_pitch + dim * Op::kBytes), from + at, inside);
+    }
+  };
+  using Element = typename Op::Element;
+  if (chunks) {
+    each(16 / Op::kBytes, [](Shared<char> x, const Element* at, bool inside) { copy16_async(x, at, inside); });
+  } else {
+    each(1,
+         [](Shared<char> x, const Element* at, bool inside) { x.as<Element>()[0] = inside ? *at : Op::round(0.0f); });
+  }
+}
+
+// The values of a head by dimension.  Chunks: lanes take neighbouring tokens, so that they store to different banks,
+// and a thread's loads are in flight together.
+template <typename Op>
+AVSER_DEVICE void load_values(const typename Op::Element* from, int stride, int tokens, int dims, bool chunks,
+                              const HeadShared& shape, Shared<char> to) {
+  using Element = typename Op::Element;
+  constexpr int kAhead = 4, kChunk = 16 / Op::kBytes;
+  if (!chunks) {
+    for (int i = thread(); i < shape.tokens * shape.dims; i += kThreads) {
+      const int token = i / shape.dims, dim = i % shape.dims;
+      const bool there = token < tokens && dim < dims;
+      (to + dim * shape.token_pitch).as<Element>()[token] =
+          there ? from[static_cast<int64_t>(token) * stride + dim] : Op::round(0.0f);
+    }
+    return;
+  }
+  const int count = shape.tokens * (shape.dims / kChunk);
+  for (int begin = thread(); begin < count; begin += kAhead * kThreads) {
+    Words4 chunk[kAhead];
+    AVSER_UNROLL
+    for (int n = 0; n < kAhead; ++n) {
+      const int i = begin + n * kThreads, token = i % shape.tokens, dim = i / shape.tokens * kChunk;
+      chunk[n] = {0, 0, 0, 0};
+      if (token < tokens && dim < dims) chunk[n] = load16(from + static_cast<int64_t>(token) * stride + dim);
+    }
+    AVSER_UNROLL
+    for (int n = 0; n < kAhead; ++n) {
+      const int i = begin + n * kThreads, token = i % shape.tokens, dim = i / shape.tokens * kChunk;
+      if (i >= count) continue;
+      const uint32_t words[4] = {chunk[n].x, chunk[n].y, chunk[n].z, chunk[n].w};
+      const Shared<char> column = to + dim * shape.token_pitch;
+      AVSER_UNROLL
+      for (int e = 0; e < kChunk; ++e) {
+        Element x;
+        if constexpr (Op::kBytes == 2) {
+          x = static_cast<Element>(words[e / 2] >> e % 2 * 16);
+        } else {
+          x = bits_float(words[e]);
+        }
+        (column + e * shape.token_pitch).as<Element>()[token] = x;
+      }
+    }
+  }
+}
+
 }  // namespace detail
 
 // A linear map of all rows, tile by tile: load(first, rows) fills shared memory, use(row, column, x, y) gets two
@@ -308,27 +376,23 @@ AVSER_DEVICE void encoder_attention(const EncoderPlaces& at, const EncoderStage&
   const Shared<char> weight = value + shape.dims * shape.token_pitch;
   const Shared<float> score = (weight + 16 * shape.token_pitch).template as<float>();
   const float scale = 1.0f / square_root(static_cast<float>(dims));
-  const Element zero = Op::round(0.0f);
+  const bool chunks = dims * Op::kBytes % 16 == 0;  // each head begins at a whole one
   for (int item = team.rank; item < clips * layer.heads; item += team.size) {
     const int clip = item / layer.heads, head = item % layer.heads;
     const auto* qkv =
         reinterpret_cast<const Element*>(memory + at.qkv) + static_cast<int64_t>(clip) * tokens * stride + head * dims;
     auto* mixed =
         reinterpret_cast<Element*>(memory + at.mixed) + static_cast<int64_t>(clip) * tokens * at.stride + head * dims;
-    for (int i = thread(); i < shape.tokens * shape.dims; i += kThreads) {
-      const int token = i / shape.dims, dim = i % shape.dims;
-      const bool there = token < tokens && dim < dims;
-      const Element* from = qkv + static_cast<int64_t>(token) * stride + dim;
-      (key + token * shape.dim_pitch).template as<Element>()[dim] = there ? from[at.width] : zero;
-      (value + dim * shape.token_pitch).template as<Element>()[token] = there ? from[2 * at.width] : zero;
-    }
+    const auto load_queries = [&](int first) {
+      detail::load_head<Op>(qkv + static_cast<int64_t>(first) * stride, stride, tokens - first, 16, dims, chunks, shape,
+                            query);
+    };
+    load_queries(0);
+    detail::load_head<Op>(qkv + at.width, stride, tokens, shape.tokens, dims, chunks, shape, key);
+    detail::load_values<Op>(qkv + 2 * at.width, stride, tokens, dims, chunks, shape, value);
     for (int first = 0; first < tokens; first += 16) {
-      for (int i = thread(); i < 16 * shape.dims; i += kThreads) {
-        const int row = i / shape.dims, dim = i % shape.dims;
-        const bool there = first + row < tokens && dim < dims;
-        (query + row * shape.dim_pitch).template as<Element>()[dim] =
-            there ? qkv[static_cast<int64_t>(first + row) * stride + dim] : zero;
-      }
+      if (first > 0) load_queries(first);
+      copy_wait();
       sync();
       for (int column = warp() * 16; column < shape.tokens; column += kWarps * 16) {
         float acc[2][4];
