@@ -83,10 +83,27 @@ void missing_thread(int*) {
 }
 void behind_the_end(int*) { shared_memory().as<int>()[thread() + 1] = 0; }
 
+// Of two groups of copies, only the older is waited for.
+void early_read(int* out) {
+  const Shared<char> shared = shared_memory();
+  const int64_t number = 7 + 8 * thread();
+  for (int i = 0; i < 2; ++i) {
+    if (thread() < 16) copy8_async(shared + (2 * thread() + i) * 8, &number);
+    copy_commit();
+  }
+  copy_wait_group<1>();
+  if (thread() < 16) {
+    for (int i = 0; i < 2; ++i) out[2 * thread() + i] = shared.as<int>()[2 * (2 * thread() + i)];
+  }
+}
+
 std::vector<int> run_faulty(const std::string& fault) {
   std::vector<int> out(64, -1);
   int* const at = out.data();
-  const auto kernel = fault == "barrier" ? &missing_barrier : fault == "thread" ? &missing_thread : &behind_the_end;
+  const auto kernel = fault == "barrier"  ? &missing_barrier
+                      : fault == "thread" ? &missing_thread
+                      : fault == "early"  ? &early_read
+                                          : &behind_the_end;
   emulate({1, 64, 1, 64 * static_cast<int64_t>(sizeof(int))}, [=] { kernel(at); });
   return out;
 }
@@ -102,6 +119,7 @@ PYBIND11_MODULE(_emulated, m) {
   m.def("pack", &avser::gpu::pack, py::arg("weight"), py::arg("bias"), py::arg("format"),
         py::arg("places") = std::vector<int64_t>(), py::arg("length") = 0);
   m.def("narrowed", &avser::gpu::narrowed, py::arg("values"), py::arg("format"));
+  m.def("group_waits", &avser::gpu::group_waits);
   m.def("run_faulty", &avser::gpu::run_faulty, py::arg("fault"));
   m.def("set_order", &avser::gpu::set_order, py::arg("order"), py::arg("seed") = 0);
 }

@@ -82,6 +82,9 @@ def test_the_emulator_finds_faults() -> None:
         found.append(gpu.run_faulty("barrier"))
     gpu.set_order("forward")
     assert any(x != wrong for x in found), "a missing barrier gives something else under some order"
+    early = gpu.run_faulty("early")
+    assert early[:32:2] == [7 + 8 * i for i in range(16)], "what was waited for is there"
+    assert early[1:32:2] == [-1] * 16, "what was not waited for is not"
     with pytest.raises(RuntimeError, match="63 of 64 threads wait for others that never come"):
         gpu.run_faulty("thread")
     with pytest.raises(RuntimeError, match="thread 63 of block 0: 4 bytes at offset 256 of 256 bytes of shared memory"):

@@ -96,6 +96,31 @@ def test_other_precisions_err_like_autocast(member: int, precision: str) -> None
     assert_same_bits(make(network, tensors, precision=precision, team=1, group=4).forward(clips), found)
 
 
+@pytest.mark.skipif(emulated.on_gpu(), reason="a GPU is what it is, and counts nothing")
+@pytest.mark.parametrize("order", ("forward", "backward", "shuffled"))
+@pytest.mark.parametrize(
+    ("member", "precision"), [(0, p) for p in PRECISIONS] + [(2, "bf16"), (2, "fp8"), (3, "float32")]
+)
+def test_weights_ahead_of_the_stages_or_not(member: int, precision: str, order: str) -> None:
+    """Through shared memory, where there is enough and tokens are one row tile, or not: the bits are the same."""
+    gpu = emulated.module()
+    network, tensors, clips, valid = case(member)
+    gpu.set_order(order, member)
+
+    def run(ahead: bool, device: dict[str, int], **schedule: Any) -> Any:
+        gpu.set_device(9, 0, **device)
+        before = gpu.group_waits()
+        found = make(network, tensors, precision=precision, **schedule).forward(clips, valid)
+        assert (gpu.group_waits() > before) == ahead
+        return found
+
+    expected = run(False, {"shared_bytes": 128 << 10})
+    assert_same_bits(run(True, {}), expected)
+    # Teams that carry one group after the other.
+    assert_same_bits(run(True, {"multiprocessors": 4}, team=2, group=1), expected)
+    run(False, {}, team=3, staged=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ("bf16", "float32"))
 def test_published_network(precision: str) -> None:

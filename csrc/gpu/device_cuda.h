@@ -90,7 +90,17 @@ AVSER_DEVICE void copy4_async(Shared<float> to, const float* from, bool there) {
   const int bytes = there ? 4 : 0;
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to.address()), "l"(from), "r"(bytes) : "memory");
 }
+AVSER_DEVICE void copy8_async(Shared<char> to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to.address()), "l"(from) : "memory");
+}
 AVSER_DEVICE void copy_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// What the thread copies up to here and since the last time is a group.
+AVSER_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until all of its groups but the newest `newest` are done.
+template <int newest>
+AVSER_DEVICE void copy_wait_group() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(newest) : "memory");
+}
 
 // Four 8x8 matrices of 16-bit elements, or as many bytes of wider ones; lane i names row i % 8 of matrix i / 8.
 AVSER_DEVICE void ldmatrix(uint32_t (&r)[4], Shared<char> row) {

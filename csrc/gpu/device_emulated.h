@@ -91,21 +91,36 @@ inline const char* of_block(Shared<char> own, int rank) {
 // The copy is made when it is waited for, so that reading too early finds NaN.
 inline void copy16_async(Shared<char> to, const void* from, bool there) {
   check_shared(to.generic(), 16, 16);
-  current_thread->copies.push_back({to.generic(), there ? static_cast<const char*>(from) : nullptr, 16});
+  current_thread->copies.push_back(
+      {to.generic(), there ? static_cast<const char*>(from) : nullptr, 16, current_thread->copy_group});
 }
 inline void copy4_async(Shared<float> to, const float* from, bool there) {
   check_shared(to.generic(), 4, 4);
-  current_thread->copies.push_back({to.as<char>().generic(), there ? reinterpret_cast<const char*>(from) : nullptr, 4});
+  current_thread->copies.push_back(
+      {to.as<char>().generic(), there ? reinterpret_cast<const char*>(from) : nullptr, 4, current_thread->copy_group});
 }
-inline void copy_wait() {
-  for (const EmulatedCopy& copy : current_thread->copies) {
+inline void copy8_async(Shared<char> to, const void* from) {
+  check_shared(to.generic(), 8, 8);
+  current_thread->copies.push_back({to.generic(), static_cast<const char*>(from), 8, current_thread->copy_group});
+}
+// Those of the groups before `group`; they were asked for in the order of their groups.
+inline void finish_copies(int64_t group) {
+  auto& copies = current_thread->copies;
+  for (; !copies.empty() && copies.front().group < group; copies.pop_front()) {
+    const EmulatedCopy& copy = copies.front();
     if (copy.from != nullptr) {
       std::memcpy(copy.to, copy.from, copy.bytes);
     } else {
       std::memset(copy.to, 0, copy.bytes);
     }
   }
-  current_thread->copies.clear();
+}
+inline void copy_wait() { finish_copies(++current_thread->copy_group); }
+inline void copy_commit() { ++current_thread->copy_group; }
+template <int newest>
+void copy_wait_group() {
+  count_group_wait();
+  finish_copies(current_thread->copy_group - newest);
 }
 
 inline void ldmatrix(uint32_t (&r)[4], Shared<char> row) {

@@ -21,6 +21,7 @@ namespace {
 
 std::atomic<FiberOrder> chosen_order{FiberOrder::forward};
 std::atomic<uint32_t> chosen_seed{0};
+std::atomic<int64_t> waited_groups{0};
 
 constexpr size_t kStack = 256 << 10;
 
@@ -132,7 +133,7 @@ class Scheduler {
     for (int i = 0; i < count; ++i) {
       EmulatedBlock& block = blocks[i / launch.threads];
       const int thread = i % launch.threads;
-      threads_[i] = {thread, &block, &block.warps[thread / 32], &cluster, &launch, {}};
+      threads_[i] = {thread, &block, &block.warps[thread / 32], &cluster, &launch, {}, 0};
       fibers_[i].start(stacks[i], kStack, &enter);
       ready_.push_back(i);
     }
@@ -218,6 +219,9 @@ void check_shared(const void* at, int64_t bytes, int64_t alignment) {
                              " bytes of shared memory");
   }
 }
+
+int64_t group_waits() { return waited_groups; }
+void count_group_wait() { waited_groups.fetch_add(1, std::memory_order_relaxed); }
 
 void set_fiber_order(FiberOrder order, uint32_t seed) {
   chosen_order = order;

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <vector>
 
@@ -26,7 +27,12 @@ void emulate(const EmulatedLaunch& launch, const std::function<void()>& kernel);
 // The order of all launches from now on, in any thread.
 void set_fiber_order(FiberOrder order, uint32_t seed);
 
+// How often threads have waited for a group of copies, ever: which way a kernel takes is not seen in its results.
+int64_t group_waits();
+
 // ---- for device_emulated.h ----
+
+void count_group_wait();
 
 // Threads that meet: the last one to come lets the others go on.
 class Meeting {
@@ -59,6 +65,7 @@ struct EmulatedCopy {
   char* to;
   const char* from;  // null: zeros
   size_t bytes;
+  int64_t group;
 };
 
 struct EmulatedThread {
@@ -67,7 +74,8 @@ struct EmulatedThread {
   EmulatedWarp* warp;
   Meeting* cluster;
   const EmulatedLaunch* launch;
-  std::vector<EmulatedCopy> copies;
+  std::deque<EmulatedCopy> copies;
+  int64_t copy_group;  // of the next copy
 };
 
 extern thread_local EmulatedThread* current_thread;

@@ -33,14 +33,18 @@ AVSER_HOST_DEVICE int row_bytes(int elements, int element_bytes) {
 // Rows in shared memory are this far apart, so that the eight rows of a matrix lie in different banks.
 AVSER_HOST_DEVICE int pitch_of(int bytes) { return bytes + 16; }
 
+// 8-bit floats as 16-bit ones.
+AVSER_DEVICE Words4 widened(const Words2& bytes) {
+  return {f8_to_f16(static_cast<uint16_t>(bytes.x)), f8_to_f16(static_cast<uint16_t>(bytes.x >> 16)),
+          f8_to_f16(static_cast<uint16_t>(bytes.y)), f8_to_f16(static_cast<uint16_t>(bytes.y >> 16))};
+}
+
 // Fragments of 64 bytes of k for a column tile, as four words: both halves of two instructions.
 template <bool kEightBits>
 AVSER_DEVICE Words4 load_fragment(const Packed& w, int n_tile, int pair) {
   const int at = (n_tile * w.pairs + pair) * kWarp + lane();
   if constexpr (kEightBits) {
-    const Words2 bytes = load_weights(static_cast<const Words2*>(w.panels) + at);
-    return {f8_to_f16(static_cast<uint16_t>(bytes.x)), f8_to_f16(static_cast<uint16_t>(bytes.x >> 16)),
-            f8_to_f16(static_cast<uint16_t>(bytes.y)), f8_to_f16(static_cast<uint16_t>(bytes.y >> 16))};
+    return widened(load_weights(static_cast<const Words2*>(w.panels) + at));
   } else {
     return load_weights(static_cast<const Words4*>(w.panels) + at);
   }
@@ -111,6 +115,23 @@ AVSER_DEVICE void multiply(Shared<char> a, int pitch, int m_tile, int m_tiles, c
   }
 }
 
+// What a lane's columns of a column tile take besides products.
+struct ColumnPair {
+  float bias[2];
+  float scale[2];
+
+  template <bool kEightBits>
+  static AVSER_DEVICE ColumnPair of(const Packed& w, int column) {
+    ColumnPair own{{load_weights(w.bias + column), load_weights(w.bias + column + 1)}, {1.0f, 1.0f}};
+    if constexpr (kEightBits) {
+      own.scale[0] = load_weights(w.scale + column);
+      own.scale[1] = load_weights(w.scale + column + 1);
+    }
+    return own;
+  }
+  AVSER_DEVICE float finish(float sum, int i) const { return multiply_add(sum, scale[i], bias[i]); }
+};
+
 // use(row, column, x, y) for elements (row, column) and (row, column + 1), the bias added, that the lane holds.
 template <bool kEightBits, int MT, int NT, typename Use>
 AVSER_DEVICE void finish(const Packed& w, int m_tile, int m_tiles, int n_tile, int n_end,
@@ -119,19 +140,14 @@ AVSER_DEVICE void finish(const Packed& w, int m_tile, int m_tiles, int n_tile, i
   for (int j = 0; j < NT; ++j) {
     if (n_tile + j >= n_end) continue;
     const int column = 8 * (n_tile + j) + lane() % 4 * 2;
-    const float bias0 = load_weights(w.bias + column), bias1 = load_weights(w.bias + column + 1);
-    float scale0 = 1.0f, scale1 = 1.0f;
-    if constexpr (kEightBits) {
-      scale0 = load_weights(w.scale + column);
-      scale1 = load_weights(w.scale + column + 1);
-    }
+    const ColumnPair own = ColumnPair::of<kEightBits>(w, column);
     AVSER_UNROLL
     for (int i = 0; i < MT; ++i) {
       if (m_tile + i >= m_tiles) continue;
       AVSER_UNROLL
       for (int half = 0; half < 2; ++half) {
-        use(16 * (m_tile + i) + 8 * half + lane() / 4, column, multiply_add(acc.at[i][j][2 * half], scale0, bias0),
-            multiply_add(acc.at[i][j][2 * half + 1], scale1, bias1));
+        use(16 * (m_tile + i) + 8 * half + lane() / 4, column, own.finish(acc.at[i][j][2 * half], 0),
+            own.finish(acc.at[i][j][2 * half + 1], 1));
       }
     }
   }

@@ -321,15 +321,18 @@ int64_t GpuMdscm::convolution_bytes() const {
   return most;
 }
 
+// What the encoder's stages need for tiles of so many rows.
+int64_t GpuMdscm::encoder_bytes(int rows) const {
+  const int64_t dims = network_.token_width() / network_.encoder_heads;
+  const HeadShared head(static_cast<int>(network_.tokens()), static_cast<int>(dims), element_);
+  return std::max<int64_t>(tile_bytes(rows), head.bytes());
+}
+
 // What a launch needs besides tiles of many rows and maps on chip.
 int64_t GpuMdscm::least_shared_bytes() const {
-  const Program& p = program_;
-  const int tokens = static_cast<int>(network_.tokens()), width = static_cast<int>(network_.token_width());
-  int64_t most = std::max<int64_t>(convolution_bytes(), emotion_head_shared(p.head, tokens));
-  if (p.layers > 0) {
-    const HeadShared head(tokens, width / static_cast<int>(network_.encoder_heads), element_);
-    most = std::max({most, tile_bytes(std::min(tokens, 16)), int64_t{head.bytes()}});
-  }
+  const int tokens = static_cast<int>(network_.tokens());
+  int64_t most = std::max<int64_t>(convolution_bytes(), emotion_head_shared(program_.head, tokens));
+  if (program_.layers > 0) most = std::max(most, encoder_bytes(std::min(tokens, 16)));
   return (most + 15) / 16 * 16;
 }
 
@@ -367,6 +370,25 @@ int64_t GpuMdscm::put_on_chip(Program& p, int team) const {
   return chip.finish();
 }
 
+// What a schedule's tiles need, besides maps on chip and the stream of weights.
+int64_t GpuMdscm::tiles_bytes(const Schedule& schedule) const {
+  const int rows = schedule.group * static_cast<int>(network_.tokens());
+  return program_.layers > 0 ? std::max(least_shared_bytes(), tile_bytes(tile_rows(rows))) : least_shared_bytes();
+}
+
+// The weights' stream is for the latency of few clips: of teams whose tokens are one row tile and that go through all
+// stages in one launch, where the device has the room: behind everything else, or, from the encoder on, where the
+// convolutions were.
+void GpuMdscm::place_stream(Program& p, const Schedule& schedule) const {
+  const int rows = schedule.group * static_cast<int>(network_.tokens());
+  if (p.layers == 0 || schedule.staged || tiles_of(rows) != 1) return;
+  const int64_t behind = round_up(std::max(tiles_bytes(schedule), p.maps_end), kAlignment);
+  const int64_t instead = round_up(encoder_bytes(rows), kAlignment);
+  p.stream_early = behind + kStreamBytes <= info_.shared_bytes;
+  const int64_t at = p.stream_early ? behind : instead;
+  if (at + kStreamBytes <= info_.shared_bytes) p.stream_offset = static_cast<int>(at);
+}
+
 // Room for what a group of clips needs behind the maps.
 Program GpuMdscm::place(const Schedule& schedule) const {
   Program program = program_;
@@ -396,10 +418,11 @@ Program GpuMdscm::place(const Schedule& schedule) const {
   program.memory_bytes = end;
   if (!schedule.staged && !schedule.through_memory && program.cs_attention.gathered) {
     Program on_chip = program;
-    on_chip.shared_bytes = put_on_chip(on_chip, schedule.team);
+    on_chip.maps_end = put_on_chip(on_chip, schedule.team);
     on_chip.on_chip = true;
-    if (on_chip.shared_bytes <= info_.shared_bytes) program = on_chip;
+    if (on_chip.maps_end <= info_.shared_bytes) program = on_chip;
   }
+  place_stream(program, schedule);
   return program;
 }
 
@@ -410,8 +433,8 @@ GpuModel::Plan GpuMdscm::plan(int64_t clips) const {
   Schedule schedule = choose(clips, most_group);
   const Program placed = place(schedule);
   schedule.through_memory = !placed.on_chip;
-  int64_t shared = std::max(least_shared_bytes(), placed.shared_bytes);
-  if (placed.layers > 0) shared = std::max(shared, tile_bytes(placed.places.tile_rows));
+  int64_t shared = std::max(tiles_bytes(schedule), placed.maps_end);
+  if (placed.stream_offset > 0) shared = std::max<int64_t>(shared, placed.stream_offset + kStreamBytes);
   return {schedule, teams_of(schedule, clips), placed.memory_bytes, static_cast<int>(shared), placed.steps()};
 }
 

@@ -28,8 +28,11 @@ class GpuMdscm final : public GpuModel {
   int64_t tile_bytes(int rows) const;
   int tile_rows(int rows) const;
   int64_t convolution_bytes() const;
+  int64_t encoder_bytes(int rows) const;
   int64_t least_shared_bytes() const;
   int64_t put_on_chip(Program& program, int team) const;
+  int64_t tiles_bytes(const Schedule& schedule) const;
+  void place_stream(Program& program, const Schedule& schedule) const;
   Program place(const Schedule& schedule) const;
 
   const Network network_;

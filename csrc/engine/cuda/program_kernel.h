@@ -32,23 +32,24 @@ AVSER_DEVICE void run_convolution(const Program& program, int step, const float*
 }
 
 template <typename Op, bool kEightBits>
-AVSER_DEVICE void run_encoder(const Program& program, int layer, int part, char* memory, int clips, const Team& team) {
+AVSER_DEVICE void run_encoder(const Program& program, int layer, int part, char* memory, int clips, const Team& team,
+                              EncoderStream<kEightBits>& weights) {
   const EncoderPlaces& at = program.places;
   const EncoderStage& stage = program.encoder[layer];
   const int rows = clips * at.tokens;
   switch (part) {
     case 0: {
       const Norm norm = layer == 0 ? Norm{nullptr, nullptr} : program.encoder[layer - 1].norm2;
-      return encoder_qkv<Op, kEightBits>(at, stage, norm, memory, rows, team);
+      return encoder_qkv<Op, kEightBits>(at, stage, norm, memory, rows, team, weights);
     }
     case 1:
       return encoder_attention<Op>(at, stage, memory, clips, team);
     case 2:
-      return encoder_out<Op, kEightBits>(at, stage, memory, rows, team);
+      return encoder_out<Op, kEightBits>(at, stage, memory, rows, weights);
     case 3:
-      return encoder_ff1<Op, kEightBits>(at, stage, memory, rows, team);
+      return encoder_ff1<Op, kEightBits>(at, stage, memory, rows, team, weights);
     default:
-      return encoder_ff2<Op, kEightBits>(at, stage, memory, rows, team);
+      return encoder_ff2<Op, kEightBits>(at, stage, memory, rows, weights);
   }
 }
 
@@ -64,9 +65,9 @@ AVSER_DEVICE void run_head(const Program& program, const Run& run, const Batch& 
 // A step behind the convolutions.
 template <typename Op, bool kEightBits>
 AVSER_DEVICE void run_behind(const Program& program, const Run& run, const Batch& batch, int step, char* memory,
-                             int first, int clips, const Team& team) {
+                             int first, int clips, const Team& team, EncoderStream<kEightBits>& weights) {
   if (step < kStepsOfLayer * program.layers) {
-    run_encoder<Op, kEightBits>(program, step / kStepsOfLayer, step % kStepsOfLayer, memory, clips, team);
+    run_encoder<Op, kEightBits>(program, step / kStepsOfLayer, step % kStepsOfLayer, memory, clips, team, weights);
   } else {
     run_head(program, run, batch, memory, first, clips, team);
   }
@@ -77,22 +78,32 @@ template <typename Op, bool kEightBits>
 AVSER_KERNEL void AVSER_LAUNCH_BOUNDS(kThreads, 1)
     program_kernel(AVSER_GRID_CONSTANT const Program program, AVSER_GRID_CONSTANT const Run run, int begin, int end) {
   const int convolution_steps = program.convolution_steps();
-  for_each_group(
-      run, program.memory_bytes,
-      // A call would put what it captures on a stack.
-      [&](const Batch& batch, const Team& team, char* memory, int first, int clips) __attribute__((always_inline)) {
-        for (int slot = 0; slot < clips; ++slot) {
-          const float* clip = run.clips + (first + slot) * program.clip_floats;
-          for (int step = begin; step < least(end, convolution_steps); ++step) {
-            run_convolution<Op>(program, step, clip, memory, slot, team);
-            cluster_sync();
-          }
-        }
-        for (int step = most(begin, convolution_steps); step < end; ++step) {
-          run_behind<Op, kEightBits>(program, run, batch, step - convolution_steps, memory, first, clips, team);
-          cluster_sync();
-        }
-      });
+  for_each_group(run, program.memory_bytes,
+                 // A call would put what it captures on a stack.
+                 [&](const Batch& batch, const Team& team, char* memory, int first, int clips)
+                     __attribute__((always_inline)) {
+                       // A stream begins with the encoder, whose part alone, for measurements, does without.  Where it
+                       // has memory of its own its first steps come bit by bit while blocks meet.
+                       constexpr int kSteps = EncoderStream<kEightBits>::kSteps;
+                       const int maps = EncoderMaps::kOfLayer * program.layers;
+                       const int offset = begin <= convolution_steps ? program.stream_offset : 0;
+                       EncoderStream<kEightBits> weights(EncoderMaps{program.encoder}, maps, team, offset);
+                       const int share = program.stream_early ? ceil_div(kSteps, convolution_steps) : 0;
+                       for (int slot = 0; slot < clips; ++slot) {
+                         const float* clip = run.clips + (first + slot) * program.clip_floats;
+                         for (int step = begin; step < least(end, convolution_steps); ++step) {
+                           run_convolution<Op>(program, step, clip, memory, slot, team);
+                           weights.fill(share);
+                           cluster_sync();
+                         }
+                       }
+                       if (end > convolution_steps) weights.fill(kSteps);
+                       for (int step = most(begin, convolution_steps); step < end; ++step) {
+                         run_behind<Op, kEightBits>(program, run, batch, step - convolution_steps, memory, first, clips,
+                                                    team, weights);
+                         cluster_sync();
+                       }
+                     });
 }
 
 }  // namespace avser::gpu

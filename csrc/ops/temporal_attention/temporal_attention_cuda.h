@@ -3,7 +3,7 @@
 // the team.  The residual stream, norms and softmax are float32.
 #pragma once
 
-#include "gpu/tiles.h"
+#include "gpu/weight_stream.h"
 
 namespace avser::gpu {
 
@@ -30,6 +30,19 @@ struct EncoderStage {
   Packed qkv, out, ff1, ff2;
   Norm norm1, norm2;
 };
+
+// The order in which the stages multiply with the layers' weights.
+struct EncoderMaps {
+  static constexpr int kOfLayer = 4;
+  const EncoderStage* layers;
+  AVSER_DEVICE const Packed& operator[](int i) const {
+    const EncoderStage& layer = layers[i / kOfLayer];
+    const int map = i % kOfLayer;
+    return map == 0 ? layer.qkv : map == 1 ? layer.out : map == 2 ? layer.ff1 : layer.ff2;
+  }
+};
+template <bool kEightBits>
+using EncoderStream = WeightStream<kEightBits, EncoderMaps>;
 
 AVSER_HOST_DEVICE int tiles_of(int rows) { return (rows + 15) / 16; }
 // Bytes of shared memory for `rows` rows of `elements`.
@@ -62,7 +75,7 @@ AVSER_HOST_DEVICE int norm_shared(int width) { return (width + 3) / 4 * 32; }
 
 // The longest row that a warp keeps in registers: one read from L2, all of it in flight at once, where a loop over
 // memory waits for L2 several times in each of its passes.
-constexpr int kShortRow = 1024;
+constexpr int kShortRow = 768;  // more of them do not fit beside the rest of a kernel
 constexpr int kLaneFloats = kShortRow / kWarp;
 
 // use(j) for the elements lane() + 32 * j of `width`; whoever adds 32 * j to an address of the lane's first one
@@ -245,18 +258,55 @@ AVSER_DEVICE void load_rows(const char* from, int stride, int width, int first, 
   copy_wait();
 }
 
-// All columns, divided among the warps of the team.
-template <typename Op, bool kEightBits, typename Use>
-AVSER_DEVICE void project(const Packed& w, int width, int rows, const Team& team, Shared<char> a, const Use& use) {
+// Two neighbouring floats of a row, which a stage adds to its products.
+struct Residual {
+  float x, y;
+};
+struct NoResidual {
+  AVSER_DEVICE Residual operator()(int, int) const { return {0.0f, 0.0f}; }
+};
+
+// All columns, divided among the warps of the team.  Where weights come ahead, so does what is behind the products.
+template <typename Op, bool kEightBits, typename Before, typename Use>
+AVSER_DEVICE void project(const Packed& w, int width, int rows, EncoderStream<kEightBits>& stream, Shared<char> a,
+                          const Before& before, const Use& use) {
   const int pitch = pitch_of(row_bytes(width, Op::kBytes)), m_tiles = tiles_of(rows);
-  const int worker = warp() * team.size + team.rank, workers = kWarps * team.size;
   const auto own = [&](int row, int column, float u, float v) {
-    if (row < rows) use(row, column, u, v);
+    if (row < rows) use(row, column, u, v, before(row, column));
   };
-  if (m_tiles == 1) {
-    multiply_all<Op, kEightBits, 1, 2>(a, pitch, m_tiles, w, 0, w.n_tiles, worker, workers, own);
+  if (stream.on()) {  // then there is one row tile
+    for (int item = stream.first(); item * kStreamColumns < w.n_tiles; item += stream.step()) {
+      const int column = 8 * kStreamColumns * item + lane() % 4 * 2, row = lane() / 4;
+      ColumnPair factors[kStreamColumns];
+      Residual residual[kStreamColumns][2];
+      AVSER_UNROLL
+      for (int j = 0; j < kStreamColumns; ++j) {
+        if (column + 8 * j >= w.n_tiles * 8) continue;
+        factors[j] = ColumnPair::of<kEightBits>(w, column + 8 * j);
+        AVSER_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          if (row + 8 * half < rows) residual[j][half] = before(row + 8 * half, column + 8 * j);
+        }
+      }
+      Accumulators<1, kStreamColumns> acc;
+      acc.clear();
+      multiply_next<Op>(a, pitch, w.pairs, stream, acc);
+      AVSER_UNROLL
+      for (int j = 0; j < kStreamColumns; ++j) {
+        if (column + 8 * j >= w.n_tiles * 8) continue;
+        AVSER_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          if (row + 8 * half >= rows) continue;
+          const float u = factors[j].finish(acc.at[0][j][2 * half], 0);
+          const float v = factors[j].finish(acc.at[0][j][2 * half + 1], 1);
+          use(row + 8 * half, column + 8 * j, u, v, residual[j][half]);
+        }
+      }
+    }
+  } else if (m_tiles == 1) {
+    multiply_all<Op, kEightBits, 1, 2>(a, pitch, m_tiles, w, 0, w.n_tiles, stream.first(), stream.step(), own);
   } else {
-    multiply_all<Op, kEightBits, 4, 2>(a, pitch, m_tiles, w, 0, w.n_tiles, worker, workers, own);
+    multiply_all<Op, kEightBits, 4, 2>(a, pitch, m_tiles, w, 0, w.n_tiles, stream.first(), stream.step(), own);
   }
 }
 
@@ -330,17 +380,21 @@ AVSER_DEVICE void load_values(const typename Op::Element* from, int stride, int 
 
 }  // namespace detail
 
-// A linear map of all rows, tile by tile: load(first, rows) fills shared memory, use(row, column, x, y) gets two
-// neighbouring outputs.
-template <typename Op, bool kEightBits, typename Load, typename Use>
-AVSER_DEVICE void project_rows(const EncoderPlaces& at, const Packed& w, int width, int rows, const Team& team,
-                               const Load& load, const Use& use) {
+// A linear map of all rows, tile by tile: load(first, rows) fills shared memory, use(row, column, x, y, residual) gets
+// two neighbouring outputs and what before(row, column) gave for them.
+template <typename Op, bool kEightBits, typename Load, typename Before, typename Use>
+AVSER_DEVICE void project_rows(const EncoderPlaces& at, const Packed& w, int width, int rows,
+                               EncoderStream<kEightBits>& stream, const Load& load, const Before& before,
+                               const Use& use) {
   for (int first = 0; first < rows; first += at.tile_rows) {
     const int own = least(at.tile_rows, rows - first);
     load(first, own);
     sync();
-    detail::project<Op, kEightBits>(w, width, own, team, shared_memory(),
-                                    [&](int row, int column, float u, float v) { use(first + row, column, u, v); });
+    detail::project<Op, kEightBits>(
+        w, width, own, stream, shared_memory(), [&](int row, int column) { return before(first + row, column); },
+        [&](int row, int column, float u, float v, const detail::Residual& residual) {
+          use(first + row, column, u, v, residual);
+        });
     sync();
   }
 }
@@ -348,17 +402,18 @@ AVSER_DEVICE void project_rows(const EncoderPlaces& at, const Packed& w, int wid
 // qkv = W x, of the stream or, where there is a norm, of the normalised sum.
 template <typename Op, bool kEightBits>
 AVSER_DEVICE void encoder_qkv(const EncoderPlaces& at, const EncoderStage& layer, const Norm& norm, char* memory,
-                              int rows, const Team& team) {
+                              int rows, const Team& team, EncoderStream<kEightBits>& weights) {
   auto* stream = reinterpret_cast<float*>(memory + at.stream);
   const auto* sum = reinterpret_cast<const float*>(memory + at.sum);
   auto* qkv = reinterpret_cast<typename Op::Element*>(memory + at.qkv);
   const int stride = layer.qkv.n_tiles * 8;
   project_rows<Op, kEightBits>(
-      at, layer.qkv, at.width, rows, team,
+      at, layer.qkv, at.width, rows, weights,
       [&](int first, int own) {
         detail::load_stream<Op>(at, norm, norm.weight != nullptr ? sum : stream, stream, first, own, team);
       },
-      [&](int row, int column, float u, float v) {
+      detail::NoResidual(),
+      [&](int row, int column, float u, float v, const detail::Residual&) {
         store2<Op>(qkv + static_cast<int64_t>(row) * stride + column, u, v);
       });
 }
@@ -439,36 +494,41 @@ AVSER_DEVICE void encoder_attention(const EncoderPlaces& at, const EncoderStage&
 // sum = stream + W x, with the rows of x in memory.
 template <typename Op, bool kEightBits>
 AVSER_DEVICE void encoder_residual(const EncoderPlaces& at, const Packed& w, int64_t x, int x_stride, int x_width,
-                                   char* memory, int rows, const Team& team) {
+                                   char* memory, int rows, EncoderStream<kEightBits>& weights) {
   const auto* stream = reinterpret_cast<const float*>(memory + at.stream);
   auto* sum = reinterpret_cast<float*>(memory + at.sum);
   project_rows<Op, kEightBits>(
-      at, w, x_width, rows, team,
+      at, w, x_width, rows, weights,
       [&](int first, int own) { detail::load_rows<Op>(memory + x, x_stride, x_width, first, own); },
-      [&](int row, int column, float u, float v) {
+      [&](int row, int column) {
+        const int64_t from = static_cast<int64_t>(row) * at.stride + column;
+        return detail::Residual{stream[from], stream[from + 1]};
+      },
+      [&](int row, int column, float u, float v, const detail::Residual& residual) {
         const int64_t to = static_cast<int64_t>(row) * at.stride + column;
-        store2<Float32>(sum + to, u + stream[to], v + stream[to + 1]);
+        store2<Float32>(sum + to, u + residual.x, v + residual.y);
       });
 }
 
 // sum = stream + W mixed
 template <typename Op, bool kEightBits>
 AVSER_DEVICE void encoder_out(const EncoderPlaces& at, const EncoderStage& layer, char* memory, int rows,
-                              const Team& team) {
-  encoder_residual<Op, kEightBits>(at, layer.out, at.mixed, at.stride, at.width, memory, rows, team);
+                              EncoderStream<kEightBits>& weights) {
+  encoder_residual<Op, kEightBits>(at, layer.out, at.mixed, at.stride, at.width, memory, rows, weights);
 }
 
 // hidden = relu(W norm1(sum)); the stream becomes norm1(sum).
 template <typename Op, bool kEightBits>
 AVSER_DEVICE void encoder_ff1(const EncoderPlaces& at, const EncoderStage& layer, char* memory, int rows,
-                              const Team& team) {
+                              const Team& team, EncoderStream<kEightBits>& weights) {
   auto* stream = reinterpret_cast<float*>(memory + at.stream);
   const auto* sum = reinterpret_cast<const float*>(memory + at.sum);
   auto* hidden = reinterpret_cast<typename Op::Element*>(memory + at.hidden);
   project_rows<Op, kEightBits>(
-      at, layer.ff1, at.width, rows, team,
+      at, layer.ff1, at.width, rows, weights,
       [&](int first, int own) { detail::load_stream<Op>(at, layer.norm1, sum, stream, first, own, team); },
-      [&](int row, int column, float u, float v) {
+      detail::NoResidual(),
+      [&](int row, int column, float u, float v, const detail::Residual&) {
         store2<Op>(hidden + static_cast<int64_t>(row) * at.ff_stride + column, relu(u), relu(v));
       });
 }
@@ -476,8 +536,8 @@ AVSER_DEVICE void encoder_ff1(const EncoderPlaces& at, const EncoderStage& layer
 // sum = stream + W hidden, which the next layer, or the head, normalises.
 template <typename Op, bool kEightBits>
 AVSER_DEVICE void encoder_ff2(const EncoderPlaces& at, const EncoderStage& layer, char* memory, int rows,
-                              const Team& team) {
-  encoder_residual<Op, kEightBits>(at, layer.ff2, at.hidden, at.ff_stride, at.ff, memory, rows, team);
+                              EncoderStream<kEightBits>& weights) {
+  encoder_residual<Op, kEightBits>(at, layer.ff2, at.hidden, at.ff_stride, at.ff, memory, rows, weights);
 }
 
 }  // namespace avser::gpu
