@@ -77,60 +77,42 @@ struct Float32 {
   }
 };
 
-// Eight neighbouring elements, 16 bytes of 16-bit ones or 32 of floats: loaded, and made floats when they are there.
+// 16 bytes of neighbouring elements: loaded, and made floats when they are there.
 template <typename Op>
-class Eight {
+class Chunk {
  public:
-  AVSER_DEVICE void load(const typename Op::Element* at) {
+  static constexpr int kCount = 16 / Op::kBytes;
+
+  AVSER_DEVICE void load(const typename Op::Element* at) { words_ = load16(at); }
+  AVSER_DEVICE void widen(float (&out)[kCount]) const {
+    const uint32_t all[4] = {words_.x, words_.y, words_.z, words_.w};
     AVSER_UNROLL
-    for (int i = 0; i < kWords; ++i) words_[i] = load16(at + i * (16 / Op::kBytes));
-  }
-  AVSER_DEVICE void widen(float (&out)[8]) const {
-    AVSER_UNROLL
-    for (int i = 0; i < kWords; ++i) {
-      const uint32_t all[4] = {words_[i].x, words_[i].y, words_[i].z, words_[i].w};
-      AVSER_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        if constexpr (Op::kBytes == 2) {
-          out[2 * j] = Op::widen(static_cast<uint16_t>(all[j]));
-          out[2 * j + 1] = Op::widen(static_cast<uint16_t>(all[j] >> 16));
-        } else {
-          out[4 * i + j] = bits_float(all[j]);
-        }
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (Op::kBytes == 2) {
+        out[2 * i] = Op::widen(static_cast<uint16_t>(all[i]));
+        out[2 * i + 1] = Op::widen(static_cast<uint16_t>(all[i] >> 16));
+      } else {
+        out[i] = bits_float(all[i]);
       }
     }
   }
-
- private:
-  static constexpr int kWords = Op::kBytes / 2;
-  Words4 words_[kWords] = {};
-};
-
-template <typename Op>
-AVSER_DEVICE void load8(const typename Op::Element* at, float (&out)[8]) {
-  Eight<Op> eight;
-  eight.load(at);
-  eight.widen(out);
-}
-
-template <typename Op>
-AVSER_DEVICE void store8(Shared<typename Op::Element> to, const float (&x)[8]) {
-  if constexpr (Op::kBytes == 2) {
+  static AVSER_DEVICE void store(Shared<typename Op::Element> to, const float (&x)[kCount]) {
     Words4 words;
     uint32_t* all[4] = {&words.x, &words.y, &words.z, &words.w};
     AVSER_UNROLL
     for (int i = 0; i < 4; ++i) {
-      *all[i] = static_cast<uint32_t>(Op::round(x[2 * i])) | static_cast<uint32_t>(Op::round(x[2 * i + 1])) << 16;
+      if constexpr (Op::kBytes == 2) {
+        *all[i] = static_cast<uint32_t>(Op::round(x[2 * i])) | static_cast<uint32_t>(Op::round(x[2 * i + 1])) << 16;
+      } else {
+        *all[i] = float_bits(Op::round(x[i]));
+      }
     }
     to.template as<Words4>()[0] = words;
-  } else {
-    AVSER_UNROLL
-    for (int i = 0; i < 8; i += 4) {
-      to.template as<Words4>()[i / 4] = {float_bits(Op::round(x[i])), float_bits(Op::round(x[i + 1])),
-                                         float_bits(Op::round(x[i + 2])), float_bits(Op::round(x[i + 3]))};
-    }
   }
-}
+
+ private:
+  Words4 words_{};
+};
 
 // Two neighbouring elements in global memory; `at` is even.
 template <typename Op>

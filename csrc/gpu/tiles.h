@@ -95,12 +95,17 @@ AVSER_DEVICE void multiply(Shared<char> a, int pitch, int m_tile, int m_tiles, c
     }
     AVSER_UNROLL
     for (int half = 0; half < 2; ++half) {
-      uint32_t fragments[MT][4];  // all are on their way before the first is waited for
+      // All of them are on their way before the first is waited for; with products of floats, which take longer, there
+      // are no registers for that.
+      constexpr bool kTogether = Op::kBytes == 2;
+      uint32_t fragments[MT][4];
+      const auto load = [&](int i) { ldmatrix(fragments[i], a + (rows[i] + pair * kPairBytes + half * kStepBytes)); };
       AVSER_UNROLL
-      for (int i = 0; i < MT; ++i) ldmatrix(fragments[i], a + (rows[i] + pair * kPairBytes + half * kStepBytes));
+      for (int i = 0; i < MT && kTogether; ++i) load(i);
       AVSER_UNROLL
       for (int i = 0; i < MT; ++i) {
         if (m_tile + i >= m_tiles) continue;
+        if (!kTogether) load(i);
         AVSER_UNROLL
         for (int j = 0; j < NT; ++j) {
           Op::multiply(acc.at[i][j], fragments[i], half == 0 ? now[j].x : now[j].z, half == 0 ? now[j].y : now[j].w);

@@ -32,18 +32,14 @@ class WeightStream {
         step_(kWarps * team.size),
         slots_(shared_memory() + (offset + warp() * kWarpBytes + lane() * kLaneBytes)),
         on_(offset > 0) {
-    if (on_) find(0, first_);
+    if (!on_) return;
+    find(0, first_);
+    for (int step = 0; step < kSteps; ++step) ask(step * kStepOfWarp);
   }
 
   AVSER_DEVICE bool on() const { return on_; }
   AVSER_DEVICE int first() const { return first_; }
   AVSER_DEVICE int step() const { return step_; }
-
-  // Asks for up to `steps` steps more, until kSteps are under way.
-  AVSER_DEVICE void fill(int steps) {
-    if (!on_) return;
-    for (int i = 0; i < steps && filled_ < kSteps; ++i, ++filled_) ask(filled_ * kStepOfWarp);
-  }
 
   // Words of the step that is next, or, after it, of the one behind it.  Each step is a group of copies, an empty one
   // behind the end, so that counting groups is counting steps.  Somebody's copy_wait() in between, for a tile, waits
@@ -108,8 +104,7 @@ class WeightStream {
   const int count_, first_, step_;
   const Shared<char> slots_;
   const bool on_;
-  int at_ = 0;      // the slot of the next step to be taken
-  int filled_ = 0;  // slots of the first round
+  int at_ = 0;  // the slot of the next step to be taken
   // What is asked for next: a lane's fragment, how far it is to that of the item's second column tile, pairs of
   // instructions that are left of the item (0: nothing is left at all), and which item that is.
   const char* from_ = nullptr;

@@ -377,16 +377,12 @@ int64_t GpuMdscm::tiles_bytes(const Schedule& schedule) const {
 }
 
 // The weights' stream is for the latency of few clips: of teams whose tokens are one row tile and that go through all
-// stages in one launch, where the device has the room: behind everything else, or, from the encoder on, where the
-// convolutions were.
-void GpuMdscm::place_stream(Program& p, const Schedule& schedule) const {
+// stages in one launch.  It lies behind the encoder's tiles, where the convolutions had theirs and their maps.
+int GpuMdscm::stream_offset(const Schedule& schedule) const {
   const int rows = schedule.group * static_cast<int>(network_.tokens());
-  if (p.layers == 0 || schedule.staged || tiles_of(rows) != 1) return;
-  const int64_t behind = round_up(std::max(tiles_bytes(schedule), p.maps_end), kAlignment);
-  const int64_t instead = round_up(encoder_bytes(rows), kAlignment);
-  p.stream_early = behind + kStreamBytes <= info_.shared_bytes;
-  const int64_t at = p.stream_early ? behind : instead;
-  if (at + kStreamBytes <= info_.shared_bytes) p.stream_offset = static_cast<int>(at);
+  if (program_.layers == 0 || schedule.staged || tiles_of(rows) != 1) return 0;
+  const int64_t at = round_up(encoder_bytes(rows), kAlignment);
+  return at + kStreamBytes <= info_.shared_bytes ? static_cast<int>(at) : 0;
 }
 
 // Room for what a group of clips needs behind the maps.
@@ -422,7 +418,7 @@ Program GpuMdscm::place(const Schedule& schedule) const {
     on_chip.on_chip = true;
     if (on_chip.maps_end <= info_.shared_bytes) program = on_chip;
   }
-  place_stream(program, schedule);
+  program.stream_offset = stream_offset(schedule);
   return program;
 }
 

@@ -32,7 +32,7 @@ class GpuMdscm final : public GpuModel {
   int64_t least_shared_bytes() const;
   int64_t put_on_chip(Program& program, int team) const;
   int64_t tiles_bytes(const Schedule& schedule) const;
-  void place_stream(Program& program, const Schedule& schedule) const;
+  int stream_offset(const Schedule& schedule) const;
   Program place(const Schedule& schedule) const;
 
   const Network network_;

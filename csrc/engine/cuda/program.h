@@ -32,7 +32,6 @@ struct Program {
   int64_t memory_bytes;  // of a team
   int64_t maps_end;      // in shared memory, where they are on chip
   int stream_offset;     // in shared memory, of the encoder's weights (WeightStream); 0: straight to registers
-  bool stream_early;     // from the first stage on: it lies where nothing else does
 
   // The stages of the convolutions go clip by clip, those behind them take a group of clips at once.
   AVSER_HOST_DEVICE int convolution_steps() const { return convolutions + 2 * blocks + 1; }

@@ -73,36 +73,37 @@ AVSER_DEVICE void run_behind(const Program& program, const Run& run, const Batch
   }
 }
 
+// Steps [begin, end) of a group.
+template <typename Op, bool kEightBits>
+AVSER_DEVICE void run_group(const Program& program, const Run& run, const Batch& batch, const Team& team, char* memory,
+                            int first, int clips, int begin, int end) {
+  const int convolution_steps = program.convolution_steps();
+  for (int slot = 0; slot < clips; ++slot) {
+    const float* clip = run.clips + (first + slot) * program.clip_floats;
+    for (int step = begin; step < least(end, convolution_steps); ++step) {
+      run_convolution<Op>(program, step, clip, memory, slot, team);
+      cluster_sync();
+    }
+  }
+  if (end <= convolution_steps) return;
+  // The stream begins where the encoder does; a later part of it alone, for measurements, does without.
+  const int offset = begin <= convolution_steps ? program.stream_offset : 0;
+  EncoderStream<kEightBits> weights(EncoderMaps{program.encoder}, EncoderMaps::kOfLayer * program.layers, team, offset);
+  for (int step = most(begin, convolution_steps); step < end; ++step) {
+    run_behind<Op, kEightBits>(program, run, batch, step - convolution_steps, memory, first, clips, team, weights);
+    cluster_sync();
+  }
+}
+
 // Steps [begin, end) of every group.
 template <typename Op, bool kEightBits>
 AVSER_KERNEL void AVSER_LAUNCH_BOUNDS(kThreads, 1)
     program_kernel(AVSER_GRID_CONSTANT const Program program, AVSER_GRID_CONSTANT const Run run, int begin, int end) {
-  const int convolution_steps = program.convolution_steps();
   for_each_group(run, program.memory_bytes,
                  // A call would put what it captures on a stack.
                  [&](const Batch& batch, const Team& team, char* memory, int first, int clips)
                      __attribute__((always_inline)) {
-                       // A stream begins with the encoder, whose part alone, for measurements, does without.  Where it
-                       // has memory of its own its first steps come bit by bit while blocks meet.
-                       constexpr int kSteps = EncoderStream<kEightBits>::kSteps;
-                       const int maps = EncoderMaps::kOfLayer * program.layers;
-                       const int offset = begin <= convolution_steps ? program.stream_offset : 0;
-                       EncoderStream<kEightBits> weights(EncoderMaps{program.encoder}, maps, team, offset);
-                       const int share = program.stream_early ? ceil_div(kSteps, convolution_steps) : 0;
-                       for (int slot = 0; slot < clips; ++slot) {
-                         const float* clip = run.clips + (first + slot) * program.clip_floats;
-                         for (int step = begin; step < least(end, convolution_steps); ++step) {
-                           run_convolution<Op>(program, step, clip, memory, slot, team);
-                           weights.fill(share);
-                           cluster_sync();
-                         }
-                       }
-                       if (end > convolution_steps) weights.fill(kSteps);
-                       for (int step = most(begin, convolution_steps); step < end; ++step) {
-                         run_behind<Op, kEightBits>(program, run, batch, step - convolution_steps, memory, first, clips,
-                                                    team, weights);
-                         cluster_sync();
-                       }
+                       run_group<Op, kEightBits>(program, run, batch, team, memory, first, clips, begin, end);
                      });
 }
 

@@ -171,25 +171,28 @@ struct PoolStage {
 
 template <typename Op>
 AVSER_DEVICE void max_pool(const PoolStage& stage, char* memory, int clips, const Team& team) {
-  const int chunks = stage.y.stride / 8, map_pixels = stage.y.height * stage.y.width;
+  constexpr int kChannels = Chunk<Op>::kCount;
+  const int chunks = stage.y.stride / kChannels, map_pixels = stage.y.height * stage.y.width;
   for (int i = team.rank * kThreads + thread(); i < clips * map_pixels * chunks; i += team.size * kThreads) {
-    const int channel = i % chunks * 8, pixel = i / chunks % map_pixels;
+    const int channel = i % chunks * kChannels, pixel = i / chunks % map_pixels;
     char* const clip = memory + i / chunks / map_pixels * stage.clip;
     const auto* x = reinterpret_cast<const typename Op::Element*>(clip + stage.x.offset) + channel;
     auto* y = reinterpret_cast<typename Op::Element*>(clip + stage.y.offset) +
               static_cast<int64_t>(pixel) * stage.y.stride + channel;
     const int oy = pixel / stage.y.width, ox = pixel % stage.y.width;
-    float largest[8] = {};  // nothing is smaller
+    float largest[kChannels] = {};  // nothing is smaller
     for (int iy = most(2 * oy - 1, 0); iy < least(2 * oy + 2, stage.x.height); ++iy) {
       for (int ix = most(2 * ox - 1, 0); ix < least(2 * ox + 2, stage.x.width); ++ix) {
-        float value[8];
-        load8<Op>(x + static_cast<int64_t>(iy * stage.x.width + ix) * stage.x.stride, value);
+        Chunk<Op> chunk;
+        chunk.load(x + static_cast<int64_t>(iy * stage.x.width + ix) * stage.x.stride);
+        float value[kChannels];
+        chunk.widen(value);
         AVSER_UNROLL
-        for (int c = 0; c < 8; ++c) largest[c] = max_nan(largest[c], value[c]);
+        for (int c = 0; c < kChannels; ++c) largest[c] = max_nan(largest[c], value[c]);
       }
     }
     AVSER_UNROLL
-    for (int c = 0; c < 8; c += 2) store2<Op>(y + c, largest[c], largest[c + 1]);
+    for (int c = 0; c < kChannels; c += 2) store2<Op>(y + c, largest[c], largest[c + 1]);
   }
   sync();
 }

@@ -41,55 +41,51 @@ struct Rectangle {
 };
 
 // Depthwise convolution of a rectangle's pixels into the rows of `a`; rows up to the next whole tile and the padding of
-// k become 0.  A thread keeps the taps of its eight channels in registers: they are more than the pixels that it reads.
+// k become 0.  A thread keeps the taps of its channels in registers: they are more than the pixels that it reads.
 template <typename Op>
 AVSER_DEVICE void depthwise_tile(const GpuMap& map, const MapRows<const typename Op::Element>& x, const float* taps,
                                  int bytes, const Rectangle& at, Shared<char> a) {
   using Element = typename Op::Element;
-  constexpr int kAtOnce = Op::kBytes == 2 ? 9 : 3;
-  const int chunks = bytes / (8 * Op::kBytes), rows = ceil_div(at.pixels(), 16) * 16;
+  constexpr int kChannels = Chunk<Op>::kCount;
+  const int chunks = bytes / 16, rows = ceil_div(at.pixels(), 16) * 16;
   for (int first = 0; first < chunks; first += kThreads) {
     const int across = least(chunks - first, kThreads), step = kThreads / across;
     if (thread() >= step * across) continue;
-    const int channel = (first + thread() % across) * 8;
+    const int channel = (first + thread() % across) * kChannels;
     const bool there = channel < map.stride;
-    float weights[9][8];
+    float weights[9][kChannels];
     AVSER_UNROLL
     for (int tap = 0; tap < 9; ++tap) {
       AVSER_UNROLL
-      for (int half = 0; half < 8; half += 4) {
+      for (int c = 0; c < kChannels; c += 4) {
         Words4 words{};
-        if (there) {
-          words = load_weights(reinterpret_cast<const Words4*>(taps + tap * map.stride + channel + half));
-        }
-        const uint32_t four[4] = {words.x, words.y, words.z, words.w};
-        AVSER_UNROLL
-        for (int c = 0; c < 4; ++c) weights[tap][half + c] = bits_float(four[c]);
+        if (there) words = load_weights(reinterpret_cast<const Words4*>(taps + tap * map.stride + channel + c));
+        weights[tap][c] = bits_float(words.x);
+        weights[tap][c + 1] = bits_float(words.y);
+        weights[tap][c + 2] = bits_float(words.z);
+        weights[tap][c + 3] = bits_float(words.w);
       }
     }
     for (int row = thread() / across; row < rows; row += step) {
-      float sum[8] = {};
+      float sum[kChannels] = {};
       if (there && row < at.pixels()) {
         const int oy = at.top + row / at.columns, ox = at.left + row % at.columns;
+        Chunk<Op> values[9];  // all loads before the first use; zeros around the map
         AVSER_UNROLL
-        for (int first_tap = 0; first_tap < 9; first_tap += kAtOnce) {
-          Eight<Op> values[kAtOnce];  // all loads before the first use; zeros around the map
+        for (int tap = 0; tap < 9; ++tap) {
+          const int iy = oy - 1 + tap / 3, ix = ox - 1 + tap % 3;
+          if (iy < 0 || iy >= map.height || ix < 0 || ix >= map.width) continue;
+          values[tap].load(x.at(iy * map.width + ix) + channel);
+        }
+        AVSER_UNROLL
+        for (int tap = 0; tap < 9; ++tap) {
+          float value[kChannels];
+          values[tap].widen(value);
           AVSER_UNROLL
-          for (int i = 0; i < kAtOnce; ++i) {
-            const int iy = oy - 1 + (first_tap + i) / 3, ix = ox - 1 + (first_tap + i) % 3;
-            if (iy < 0 || iy >= map.height || ix < 0 || ix >= map.width) continue;
-            values[i].load(x.at(iy * map.width + ix) + channel);
-          }
-          AVSER_UNROLL
-          for (int i = 0; i < kAtOnce; ++i) {
-            float value[8];
-            values[i].widen(value);
-            AVSER_UNROLL
-            for (int c = 0; c < 8; ++c) sum[c] = multiply_add(value[c], weights[first_tap + i][c], sum[c]);
-          }
+          for (int c = 0; c < kChannels; ++c) sum[c] = multiply_add(value[c], weights[tap][c], sum[c]);
         }
       }
-      store8<Op>((a + row * pitch_of(bytes)).template as<Element>() + channel, sum);
+      Chunk<Op>::store((a + row * pitch_of(bytes)).template as<Element>() + channel, sum);
     }
   }
 }
