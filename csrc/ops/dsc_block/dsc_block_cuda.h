@@ -47,6 +47,7 @@ AVSER_DEVICE void depthwise_tile(const GpuMap& map, const MapRows<const typename
                                  int bytes, const Rectangle& at, Shared<char> a) {
   using Element = typename Op::Element;
   constexpr int kChannels = Chunk<Op>::kCount;
+  constexpr int kAtOnce = kChannels == 8 ? 3 : 9;  // loads before the first use, as registers allow
   const int chunks = bytes / 16, rows = ceil_div(at.pixels(), 16) * 16;
   for (int first = 0; first < chunks; first += kThreads) {
     const int across = least(chunks - first, kThreads), step = kThreads / across;
@@ -70,19 +71,22 @@ AVSER_DEVICE void depthwise_tile(const GpuMap& map, const MapRows<const typename
       float sum[kChannels] = {};
       if (there && row < at.pixels()) {
         const int oy = at.top + row / at.columns, ox = at.left + row % at.columns;
-        Chunk<Op> values[9];  // all loads before the first use; zeros around the map
         AVSER_UNROLL
-        for (int tap = 0; tap < 9; ++tap) {
-          const int iy = oy - 1 + tap / 3, ix = ox - 1 + tap % 3;
-          if (iy < 0 || iy >= map.height || ix < 0 || ix >= map.width) continue;
-          values[tap].load(x.at(iy * map.width + ix) + channel);
-        }
-        AVSER_UNROLL
-        for (int tap = 0; tap < 9; ++tap) {
-          float value[kChannels];
-          values[tap].widen(value);
+        for (int first_tap = 0; first_tap < 9; first_tap += kAtOnce) {
+          Chunk<Op> values[kAtOnce];  // zeros around the map
           AVSER_UNROLL
-          for (int c = 0; c < kChannels; ++c) sum[c] = multiply_add(value[c], weights[tap][c], sum[c]);
+          for (int i = 0; i < kAtOnce; ++i) {
+            const int tap = first_tap + i, iy = oy - 1 + tap / 3, ix = ox - 1 + tap % 3;
+            if (iy < 0 || iy >= map.height || ix < 0 || ix >= map.width) continue;
+            values[i].load(x.at(iy * map.width + ix) + channel);
+          }
+          AVSER_UNROLL
+          for (int i = 0; i < kAtOnce; ++i) {
+            float value[kChannels];
+            values[i].widen(value);
+            AVSER_UNROLL
+            for (int c = 0; c < kChannels; ++c) sum[c] = multiply_add(value[c], weights[first_tap + i][c], sum[c]);
+          }
         }
       }
       Chunk<Op>::store((a + row * pitch_of(bytes)).template as<Element>() + channel, sum);

@@ -125,14 +125,26 @@ AVSER_DEVICE void emotion_head(const EmotionHeadStage& stage, const float* x, in
 // when none votes.
 AVSER_DEVICE void average_clips(const float* logits, const uint8_t* valid, int clips, int classes,
                                 float* probabilities) {
+  constexpr int kAtOnce = 8;  // loads on their way together
   int votes = 0;
   for (int i = 0; i < clips; ++i) votes += valid == nullptr || valid[i] != 0 ? 1 : 0;
   constexpr uint32_t kLowest = 0xff800000u;  // -infinity
   float largest = bits_float(kLowest);
   for (int k = lane(); k < classes; k += kWarp) {
     float sum = 0.0f;
-    for (int i = 0; i < clips; ++i) {
-      if (valid == nullptr || valid[i] != 0) sum += load_fresh(logits + i * classes + k);
+    for (int first = 0; first < clips; first += kAtOnce) {
+      float own[kAtOnce];
+      bool counts[kAtOnce];
+      AVSER_UNROLL
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int i = first + j;
+        counts[j] = i < clips && (valid == nullptr || valid[i] != 0);
+        own[j] = counts[j] ? load_fresh(logits + i * classes + k) : 0.0f;
+      }
+      AVSER_UNROLL
+      for (int j = 0; j < kAtOnce; ++j) {
+        if (counts[j]) sum += own[j];
+      }
     }
     probabilities[k] = sum / static_cast<float>(votes);
     largest = max_nan(largest, probabilities[k]);
