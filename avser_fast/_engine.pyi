@@ -330,8 +330,8 @@ class GpuModel:
 
 class GpuEngine(GpuModel):
     """One MDSCM.  precision: float32, tf32, bf16, fp16 or fp8; ``team``, ``group`` and ``staged`` say how thread blocks
-    share the clips (team 0: chosen by the batch), ``through_memory`` that no map stays on chip.  BackendError where
-    there is no such GPU, ConfigError, ModelError."""
+    share the clips (team 0: chosen by the batch), ``through_memory`` that no map stays on chip, ``direct_weights`` that
+    no weights come ahead of their stages.  BackendError where there is no such GPU, ConfigError, ModelError."""
 
     def __init__(
         self,
@@ -344,6 +344,7 @@ class GpuEngine(GpuModel):
         group: int = 1,
         staged: bool = False,
         through_memory: bool = False,
+        direct_weights: bool = False,
         poison: bool = False,
     ) -> None: ...
 

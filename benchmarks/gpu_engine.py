@@ -51,8 +51,8 @@ LOG_MEL = (16000, 40, 400, 160, 512, 0.97, 0.0, 8000.0)
 #: Other teams of blocks, and maps in memory: what the default is chosen from.
 TEAMS: dict[int, tuple[dict[str, Any], ...]] = {
     ONE: (
-        {"team": 16}, {"team": 8}, {"team": 8, "through_memory": True}, {"team": 4}, {"team": 1},
-        {"team": 8, "group": 5}, {"team": 16, "staged": True},
+        {"team": 16}, {"team": 8}, {"team": 8, "through_memory": True}, {"team": 8, "direct_weights": True},
+        {"team": 4}, {"team": 1}, {"team": 8, "group": 5}, {"team": 16, "staged": True},
     ),
     MANY: ({"team": 2, "group": 8}, {"team": 4, "group": 8}, {"team": 8, "group": 8}, {"team": 1, "group": 4}),
 }  # fmt: skip
@@ -60,7 +60,7 @@ TEAMS: dict[int, tuple[dict[str, Any], ...]] = {
 
 #: Calls in a graph of the stages, each with activations of its own: one of a few microseconds alone would be measured
 #: as what the host takes to start it.  (Of many utterances that is true of the launch without stages alone.)
-CALLS_OF_GRAPH = {ONE: 4, MANY: 1}
+CALLS_OF_GRAPH = {ONE: 8, MANY: 1}
 REPETITIONS = 3
 
 

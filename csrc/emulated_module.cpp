@@ -14,6 +14,7 @@
 #include "gpu/device.h"
 #include "gpu/emulated_runtime.h"
 #include "gpu/emulator.h"
+#include "gpu/maps.h"
 #include "gpu/small_floats.h"
 
 namespace py = pybind11;
@@ -71,6 +72,12 @@ py::array_t<float> narrowed(const py::array_t<float, py::array::c_style>& values
   return out;
 }
 
+// Rows of a map that a block of a team makes, and who makes a row.
+std::pair<int, int> rows_of(int height, int rank, int size) {
+  const RowRange own = own_rows(height, rank, size);
+  return {own.begin, own.end};
+}
+
 // Kernels with a fault each, for tests of the emulator: a missing barrier, a thread that never comes, an access behind
 // the end.
 void missing_barrier(int* out) {
@@ -95,7 +102,9 @@ void early_read(int* out) {
   if (thread() < 16) {
     for (int i = 0; i < 2; ++i) out[2 * thread() + i] = shared.as<int>()[2 * (2 * thread() + i)];
   }
+  copy_wait();
 }
+void no_wait(int* out) { copy16_async(shared_memory(), out, true); }
 
 std::vector<int> run_faulty(const std::string& fault) {
   std::vector<int> out(64, -1);
@@ -103,6 +112,7 @@ std::vector<int> run_faulty(const std::string& fault) {
   const auto kernel = fault == "barrier"  ? &missing_barrier
                       : fault == "thread" ? &missing_thread
                       : fault == "early"  ? &early_read
+                      : fault == "wait"   ? &no_wait
                                           : &behind_the_end;
   emulate({1, 64, 1, 64 * static_cast<int64_t>(sizeof(int))}, [=] { kernel(at); });
   return out;
@@ -118,6 +128,8 @@ PYBIND11_MODULE(_emulated, m) {
         py::arg("multiprocessors") = 132, py::arg("shared_bytes") = 227 << 10);
   m.def("pack", &avser::gpu::pack, py::arg("weight"), py::arg("bias"), py::arg("format"),
         py::arg("places") = std::vector<int64_t>(), py::arg("length") = 0);
+  m.def("own_rows", &avser::gpu::rows_of, py::arg("height"), py::arg("rank"), py::arg("size"));
+  m.def("owner_of", &avser::gpu::owner_of, py::arg("row"), py::arg("height"), py::arg("size"));
   m.def("narrowed", &avser::gpu::narrowed, py::arg("values"), py::arg("format"));
   m.def("group_waits", &avser::gpu::group_waits);
   m.def("run_faulty", &avser::gpu::run_faulty, py::arg("fault"));

@@ -128,6 +128,7 @@ def test_the_stages_part_and_the_ceilings_share_a_file(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(gpu_engine, "OnDevice", StandIn)
     monkeypatch.setattr(gpu_engine, "interleaved", interleaved)
+    monkeypatch.setattr(gpu_engine, "CALLS_OF_GRAPH", {gpu_engine.ONE: 4, gpu_engine.MANY: 1})
     monkeypatch.setattr(gpu_engine, "tensors", dict)
     monkeypatch.setattr(gpu_engine, "case", lambda n: (torch.zeros(n, 5, 1, 8, 8), np.full((n, 4), 0.25)))
     ceilings = {"bf16_tflops": 100.0, "copy_gbps": 1000.0}

@@ -73,6 +73,17 @@ def test_panels_hold_what_a_lane_takes(name: str) -> None:
     np.testing.assert_array_equal(dense, expected)
 
 
+@pytest.mark.parametrize("height", (1, 2, 5, 14, 28, 56, 112))
+@pytest.mark.parametrize("size", (1, 2, 3, 8, 13, 16))
+def test_every_row_on_chip_has_one_owner(height: int, size: int) -> None:
+    gpu = emulated.build()
+    owned = [gpu.own_rows(height, rank, size) for rank in range(size)]
+    assert [row for begin, end in owned for row in range(begin, end)] == [*range(height)]
+    for row in range(height):
+        begin, end = owned[gpu.owner_of(row, height, size)]
+        assert begin <= row < end
+
+
 def test_the_emulator_finds_faults() -> None:
     gpu = emulated.build()
     wrong = [(i + 1) % 64 for i in range(64)]
@@ -85,6 +96,8 @@ def test_the_emulator_finds_faults() -> None:
     early = gpu.run_faulty("early")
     assert early[:32:2] == [7 + 8 * i for i in range(16)], "what was waited for is there"
     assert early[1:32:2] == [-1] * 16, "what was not waited for is not"
+    with pytest.raises(RuntimeError, match="thread 0 of block 0 ends with copies under way"):
+        gpu.run_faulty("wait")
     with pytest.raises(RuntimeError, match="63 of 64 threads wait for others that never come"):
         gpu.run_faulty("thread")
     with pytest.raises(RuntimeError, match="thread 63 of block 0: 4 bytes at offset 256 of 256 bytes of shared memory"):

@@ -6,13 +6,13 @@
 //   sync(), cluster_sync(), shuffle_xor()
 //   Shared<T>                                        a pointer into shared memory; checked where it is emulated
 //   of_block()                                       the same place in another block's shared memory
-//   copy16_async(), copy4_async(), copy_wait()       bytes from global into shared memory, behind the caller's back
+//   copy16_async(), copy8_async() ..., copy_wait()   bytes from global into shared memory, behind the caller's back
 //   copy_commit(), copy_wait_group()                 groups of such copies, waited for oldest first
 //   ldmatrix(), mma_bf16(), mma_f16(), mma_tf32()    fragments of matrices, one call per warp
 //   load_weights()                                   16 or 8 bytes that nobody writes while the kernel runs
 //   fetch_add()                                      atomic, for all of the device
 //   expect()                                         what must be so; looked at where it is emulated
-//   max_nan(), exp_fast() ...                        arithmetic whose result is the same in any order of lanes
+//   max_nan(), exponential() ...                      arithmetic whose result is the same in any order of lanes
 #pragma once
 
 #include <cstdint>

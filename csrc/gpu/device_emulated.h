@@ -88,31 +88,33 @@ inline const char* of_block(Shared<char> own, int rank) {
   return block[rank - block->index % cluster].shared + (own.generic() - block->shared);
 }
 
-// The copy is made when it is waited for, so that reading too early finds NaN.
-inline void copy16_async(Shared<char> to, const void* from, bool there) {
-  check_shared(to.generic(), 16, 16);
-  current_thread->copies.push_back(
-      {to.generic(), there ? static_cast<const char*>(from) : nullptr, 16, current_thread->copy_group});
+inline void land(const EmulatedCopy& copy) {
+  if (copy.from != nullptr) {
+    std::memcpy(copy.to, copy.from, copy.bytes);
+  } else {
+    std::memset(copy.to, 0, copy.bytes);
+  }
 }
+// The copy is made when it is waited for, so that reading too early finds NaN; or at once, so that what somebody still
+// reads is gone.
+inline void copy_async(char* to, const void* from, bool there, int bytes) {
+  check_shared(to, bytes, bytes);
+  EmulatedThread& own = *current_thread;
+  const EmulatedCopy copy{to, there ? static_cast<const char*>(from) : nullptr, static_cast<size_t>(bytes),
+                          own.copy_group};
+  if (own.copies_at_once) return land(copy);
+  own.copies.push_back(copy);
+}
+inline void copy16_async(Shared<char> to, const void* from, bool there) { copy_async(to.generic(), from, there, 16); }
+inline void copy8_async(Shared<char> to, const void* from) { copy_async(to.generic(), from, true, 8); }
 inline void copy4_async(Shared<float> to, const float* from, bool there) {
-  check_shared(to.generic(), 4, 4);
-  current_thread->copies.push_back(
-      {to.as<char>().generic(), there ? reinterpret_cast<const char*>(from) : nullptr, 4, current_thread->copy_group});
-}
-inline void copy8_async(Shared<char> to, const void* from) {
-  check_shared(to.generic(), 8, 8);
-  current_thread->copies.push_back({to.generic(), static_cast<const char*>(from), 8, current_thread->copy_group});
+  copy_async(to.as<char>().generic(), from, there, 4);
 }
 // Those of the groups before `group`; they were asked for in the order of their groups.
 inline void finish_copies(int64_t group) {
   auto& copies = current_thread->copies;
   for (; !copies.empty() && copies.front().group < group; copies.pop_front()) {
-    const EmulatedCopy& copy = copies.front();
-    if (copy.from != nullptr) {
-      std::memcpy(copy.to, copy.from, copy.bytes);
-    } else {
-      std::memset(copy.to, 0, copy.bytes);
-    }
+    land(copies.front());
   }
 }
 inline void copy_wait() { finish_copies(++current_thread->copy_group); }

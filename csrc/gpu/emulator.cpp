@@ -133,7 +133,8 @@ class Scheduler {
     for (int i = 0; i < count; ++i) {
       EmulatedBlock& block = blocks[i / launch.threads];
       const int thread = i % launch.threads;
-      threads_[i] = {thread, &block, &block.warps[thread / 32], &cluster, &launch, {}, 0};
+      threads_[i] = {thread, &block, &block.warps[thread / 32],     &cluster, &launch,
+                     {},     0,      order_ == FiberOrder::backward};
       fibers_[i].start(stacks[i], kStack, &enter);
       ready_.push_back(i);
     }
@@ -174,6 +175,10 @@ class Scheduler {
     Scheduler& own = *active_;
     try {
       own.kernel_();
+      if (!current_thread->copies.empty()) {
+        throw std::runtime_error("emulated kernel: thread " + std::to_string(current_thread->thread) + " of block " +
+                                 std::to_string(current_thread->block->index) + " ends with copies under way");
+      }
     } catch (...) {
       own.error_ = std::current_exception();
     }

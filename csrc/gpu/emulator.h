@@ -75,7 +75,8 @@ struct EmulatedThread {
   Meeting* cluster;
   const EmulatedLaunch* launch;
   std::deque<EmulatedCopy> copies;
-  int64_t copy_group;  // of the next copy
+  int64_t copy_group;   // of the next copy
+  bool copies_at_once;  // rather than when they are waited for: in the backward order
 };
 
 extern thread_local EmulatedThread* current_thread;

@@ -101,18 +101,26 @@ WhileRecording::~WhileRecording() {
 
 void allow(const void* kernel, const LaunchShape& shape) {
   static std::mutex guard;
-  static auto* allowed = new std::map<std::pair<int, const void*>, LaunchShape>;
+  struct Allowed {
+    int shared_bytes, cluster;
+    bool for_clusters;  // compiled for a device that has them
+  };
+  static auto* allowed = new std::map<std::pair<int, const void*>, Allowed>;
   int device = 0;
   check_cuda(cudaGetDevice(&device), "cudaGetDevice");
   const std::lock_guard<std::mutex> lock(guard);
-  const auto [place, fresh] = allowed->try_emplace({device, kernel}, LaunchShape{});
-  LaunchShape& known = place->second;
+  const auto [place, fresh] = allowed->try_emplace({device, kernel}, Allowed{});
+  Allowed& known = place->second;
   if (!fresh && shape.shared_bytes <= known.shared_bytes && shape.cluster <= known.cluster) return;
   const WhileRecording loading;  // which takes memory
   if (fresh) {
     cudaFuncAttributes attributes;
     check_cuda(cudaFuncGetAttributes(&attributes, kernel), "loading a kernel");
+    known.for_clusters = attributes.ptxVersion >= 90;
   }
+  AVSER_CHECK(shape.cluster == 1 || known.for_clusters, backend,
+              "CUDA: expected kernels that were compiled for compute capability 9.0 or newer, as this GPU's is, got a "
+              "build for older ones (TORCH_CUDA_ARCH_LIST)");
   if (shape.shared_bytes > known.shared_bytes) {
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes),
                "cudaFuncSetAttribute of the shared memory");

@@ -19,12 +19,14 @@ namespace {
 
 std::shared_ptr<GpuMdscm> make_engine(const std::string& spec_json, const py::dict& tensors,
                                       const std::string& precision, int device, int team, int group, bool staged,
-                                      bool through_memory, bool poison) {
+                                      bool through_memory, bool direct_weights, bool poison) {
   const Network network = read_network(spec_json);
   std::vector<FloatArray> arrays;
   const Tensors views = view_all(tensors, "GpuEngine: ", arrays);
-  const GpuOptions options{
-      gpu_precision_named(precision, "GpuEngine: precision"), device, {team, group, staged, through_memory}, poison};
+  const GpuOptions options{gpu_precision_named(precision, "GpuEngine: precision"),
+                           device,
+                           {team, group, staged, through_memory, direct_weights},
+                           poison};
   const py::gil_scoped_release release;
   return std::make_shared<GpuMdscm>(network, views, options);
 }
@@ -35,7 +37,7 @@ std::shared_ptr<GpuResNet18> make_resnet18(const py::dict& tensors, int64_t in_c
   std::vector<FloatArray> arrays;
   const Tensors views = view_all(tensors, "GpuResNet18: ", arrays);
   const GpuOptions options{
-      gpu_precision_named(precision, "GpuResNet18: precision"), device, {team, group, staged, true}, poison};
+      gpu_precision_named(precision, "GpuResNet18: precision"), device, {team, group, staged, true, true}, poison};
   const py::gil_scoped_release release;
   return std::make_shared<GpuResNet18>(in_channels, height, width, classes, views, options);
 }
@@ -67,6 +69,7 @@ py::dict schedule(const GpuModel& model, int64_t batch, int64_t count) {
   out["group"] = plan.schedule.group;
   out["staged"] = plan.schedule.staged;
   out["through_memory"] = plan.schedule.through_memory;
+  out["direct_weights"] = plan.schedule.direct_weights;
   out["teams"] = plan.teams;
   out["shared_bytes"] = plan.shared_bytes;
   return out;
@@ -245,12 +248,14 @@ void bind_gpu_engine(py::module_& m) {
       .def(
           py::init(&make_engine), py::arg("spec_json"), py::arg("tensors"), py::kw_only(),
           py::arg("precision") = "float32", py::arg("device") = 0, py::arg("team") = 0, py::arg("group") = 1,
-          py::arg("staged") = false, py::arg("through_memory") = false, py::arg("poison") = false,
+          py::arg("staged") = false, py::arg("through_memory") = false, py::arg("direct_weights") = false,
+          py::arg("poison") = false,
           "spec_json: json.dumps(ModelSpec.to_dict()).  tensors: the state dict of avser_fast.nn.MDSCM as arrays, "
           "which are copied.\nprecision: float32, tf32, bf16, fp16 or fp8 (fp16 with 8-bit encoder weights).\n"
           "team, group, staged: blocks that share a group of clips, and a launch per stage; team 0: chosen by the "
           "size of the batch.  through_memory: the maps of the convolutions also where they would fit into the blocks' "
-          "shared memory.  poison fills activations with NaN before every call, for tests.\n"
+          "shared memory; direct_weights: the encoder's also where they could come ahead of its stages.  poison fills "
+          "activations with NaN before every call, for tests.\n"
           "Raises BackendError where there is no such GPU, ConfigError or ModelError naming the field or tensor.");
   py::class_<GpuResNet18, GpuModel, std::shared_ptr<GpuResNet18>>(
       m, "GpuResNet18", py::module_local(), "The ResNet-18 audio-visual encoder on an NVIDIA GPU.")

@@ -25,20 +25,17 @@ class OnChip {
   template <typename Needed>
   void put(int area, int element, std::initializer_list<GpuMap*> mentions, const Needed& needed) {
     const GpuMap& map = **mentions.begin();
-    int above = 0, held = 0;
+    int above = 0, behind = 0;  // its own first row
     for (int rank = 0; rank < team_; ++rank) {
       const RowRange own = own_rows(map.height, rank, team_);
+      behind = std::max(behind, own.end - own.begin);
       for (const RowRange& rows : needed(rank)) {
-        if (rows.begin < rows.end) above = std::max(above, own.begin - std::max(rows.begin, 0));
+        if (rows.begin == rows.end) continue;
+        above = std::max(above, own.begin - std::max(rows.begin, 0));
+        behind = std::max(behind, std::min(rows.end, map.height) - own.begin);
       }
     }
-    for (int rank = 0; rank < team_; ++rank) {
-      const RowRange own = own_rows(map.height, rank, team_);
-      held = std::max(held, above + own.end - own.begin);
-      for (const RowRange& rows : needed(rank)) {
-        held = std::max(held, above + std::min(rows.end, map.height) - own.begin);
-      }
-    }
+    const int held = above + behind;
     const int64_t bytes = int64_t{held} * map.width * map.stride * element;
     area_bytes_[area] = std::max(area_bytes_[area], round_up(bytes, kSharedAlignment));
     for (GpuMap* mention : mentions) {
@@ -380,7 +377,7 @@ int64_t GpuMdscm::tiles_bytes(const Schedule& schedule) const {
 // stages in one launch.  It lies behind the encoder's tiles, where the convolutions had theirs and their maps.
 int GpuMdscm::stream_offset(const Schedule& schedule) const {
   const int rows = schedule.group * static_cast<int>(network_.tokens());
-  if (program_.layers == 0 || schedule.staged || tiles_of(rows) != 1) return 0;
+  if (program_.layers == 0 || schedule.staged || schedule.direct_weights || tiles_of(rows) != 1) return 0;
   const int64_t at = round_up(encoder_bytes(rows), kAlignment);
   return at + kStreamBytes <= info_.shared_bytes ? static_cast<int>(at) : 0;
 }
@@ -429,14 +426,20 @@ GpuModel::Plan GpuMdscm::plan(int64_t clips) const {
   Schedule schedule = choose(clips, most_group);
   const Program placed = place(schedule);
   schedule.through_memory = !placed.on_chip;
+  schedule.direct_weights = placed.stream_offset == 0;
   int64_t shared = std::max(tiles_bytes(schedule), placed.maps_end);
   if (placed.stream_offset > 0) shared = std::max<int64_t>(shared, placed.stream_offset + kStreamBytes);
-  return {schedule, teams_of(schedule, clips), placed.memory_bytes, static_cast<int>(shared), placed.steps()};
+  return {schedule,
+          teams_of(schedule, clips),
+          placed.memory_bytes,
+          static_cast<int>(shared),
+          placed.steps(),
+          std::make_shared<const Program>(placed)};
 }
 
 void GpuMdscm::launch(const Plan& plan, const Run& run, int begin, int end, Stream stream) const {
-  launch_program(options_.precision, place(plan.schedule), run, begin, end, !plan.schedule.staged, plan.teams,
-                 plan.shared_bytes, stream);
+  launch_program(options_.precision, *static_cast<const Program*>(plan.placed.get()), run, begin, end,
+                 !plan.schedule.staged, plan.teams, plan.shared_bytes, stream);
 }
 
 }  // namespace avser::gpu

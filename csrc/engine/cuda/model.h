@@ -23,6 +23,7 @@ struct Schedule {
   int group = 0;                // clips of a team; 0: chosen
   bool staged = false;          // a launch per stage
   bool through_memory = false;  // maps in memory, also where a team's blocks could keep them on chip
+  bool direct_weights = false;  // the encoder's, from L2 to registers, also where they could come ahead of the stages
 };
 
 struct GpuOptions {
@@ -97,6 +98,7 @@ class GpuModel {
     int64_t team_bytes;  // of activations
     int shared_bytes;
     int steps;
+    std::shared_ptr<const void> placed;  // what the network's launch() needs besides, made once
   };
   virtual Plan plan(int64_t clips) const = 0;
 

@@ -38,6 +38,8 @@ struct Program {
   AVSER_HOST_DEVICE int steps() const { return convolution_steps() + kStepsOfLayer * layers + 1; }
 };
 
+static_assert(sizeof(Program) + sizeof(Run) + 2 * sizeof(int) <= 4096, "what every driver passes to a kernel");
+
 using ProgramKernel = void (*)(Program, Run, int, int);
 ProgramKernel program_kernel_float32();
 ProgramKernel program_kernel_tf32();

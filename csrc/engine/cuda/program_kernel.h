@@ -86,9 +86,12 @@ AVSER_DEVICE void run_group(const Program& program, const Run& run, const Batch&
     }
   }
   if (end <= convolution_steps) return;
-  // The stream begins where the encoder does; a later part of it alone, for measurements, does without.
+  // The stream begins where the encoder does and ends with the steps; a later part of it alone, for measurements, does
+  // without.
   const int offset = begin <= convolution_steps ? program.stream_offset : 0;
-  EncoderStream<kEightBits> weights(EncoderMaps{program.encoder}, EncoderMaps::kOfLayer * program.layers, team, offset);
+  const int steps = least(end - convolution_steps, kStepsOfLayer * program.layers), part = steps % kStepsOfLayer;
+  const int maps = EncoderMaps::kOfLayer * (steps / kStepsOfLayer) + part - (part > 1 ? 1 : 0);  // attention has none
+  EncoderStream<kEightBits> weights(EncoderMaps{program.encoder}, maps, team, offset);
   for (int step = most(begin, convolution_steps); step < end; ++step) {
     run_behind<Op, kEightBits>(program, run, batch, step - convolution_steps, memory, first, clips, team, weights);
     cluster_sync();

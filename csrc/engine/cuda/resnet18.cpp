@@ -114,12 +114,12 @@ GpuResNet18::GpuResNet18(int64_t in_channels, int64_t height, int64_t width, int
 
 GpuModel::Plan GpuResNet18::plan(int64_t clips) const {
   Schedule schedule = choose(clips, kMostGroup);
-  schedule.through_memory = true;
+  schedule.through_memory = schedule.direct_weights = true;
   const GpuMap& last = program_.convolution[kResNetConvolutions - 1].y;
   int64_t shared = emotion_head_shared(program_.head, last.height * last.width);
   for (const ConvStage& stage : program_.convolution) shared = std::max<int64_t>(shared, conv_shared(stage));
-  return {schedule, teams_of(schedule, clips), clip_bytes_ * schedule.group, static_cast<int>(shared),
-          program_.steps()};
+  return {schedule, teams_of(schedule, clips), clip_bytes_ * schedule.group, static_cast<int>(shared), program_.steps(),
+          nullptr};
 }
 
 void GpuResNet18::launch(const Plan& plan, const Run& run, int begin, int end, Stream stream) const {
