@@ -94,7 +94,7 @@ AVSER_DEVICE void depthwise_tile(const GpuMap& map, const MapRows<const typename
   }
 }
 
-// Rows of tiles that divide `rows` evenly, at most `most` of them a tile.
+// Rows of a tile, at most `most_rows`, so that tiles divide `rows` evenly.
 AVSER_DEVICE int even_rows(int rows, int most_rows) { return ceil_div(rows, ceil_div(rows, most_rows)); }
 
 }  // namespace detail
