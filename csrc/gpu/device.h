@@ -12,7 +12,7 @@
 //   load_weights()                                   16 or 8 bytes that nobody writes while the kernel runs
 //   fetch_add()                                      atomic, for all of the device
 //   expect()                                         what must be so; looked at where it is emulated
-//   max_nan(), exponential() ...                      arithmetic whose result is the same in any order of lanes
+//   max_nan(), exponential() ...                     arithmetic whose result is the same in any order of lanes
 #pragma once
 
 #include <cstdint>

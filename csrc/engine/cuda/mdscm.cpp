@@ -337,6 +337,8 @@ int64_t GpuMdscm::least_shared_bytes() const {
 int64_t GpuMdscm::put_on_chip(Program& p, int team) const {
   OnChip chip(team, convolution_bytes());
   const auto rows = [=](const GpuMap& map, int rank) { return own_rows(map.height, rank, team); };
+  // The areas that take turns are those of the team's memory.
+  const auto area_of = [&](const GpuMap& map) { return static_cast<int>(map.offset / (program_.memory_bytes / 3)); };
   // Who reads what convolution i makes, and what the block before block i makes, comes next.
   const auto read_by_block = [&](int i) {
     return [&p, rows, i](int rank) -> std::vector<RowRange> {
@@ -345,24 +347,22 @@ int64_t GpuMdscm::put_on_chip(Program& p, int team) const {
       return {dsc_first_rows(rows(next.hidden, rank)), dsc_shortcut_rows(rows(next.y, rank))};
     };
   };
-  int area = 0;
   for (int i = 0; i < p.convolutions; ++i) {
-    area = (area + 1) % 3;
+    GpuMap& made = p.conv_stem[i].y;
     if (i + 1 < p.convolutions) {
       ConvStage& next = p.conv_stem[i + 1];
-      chip.put(area, element_, {&p.conv_stem[i].y, &next.x},
+      chip.put(area_of(made), element_, {&made, &next.x},
                [&next, rows](int rank) -> std::vector<RowRange> { return {conv_rows(next, rows(next.y, rank))}; });
     } else {
-      chip.put(area, element_, {&p.conv_stem[i].y, &p.dsc_block[0].x}, read_by_block(0));
+      chip.put(area_of(made), element_, {&made, &p.dsc_block[0].x}, read_by_block(0));
     }
   }
   for (int i = 0; i < p.blocks; ++i) {
     DscBlockStage& block = p.dsc_block[i];
-    chip.put((area + 1) % 3, element_, {&block.hidden},
+    chip.put(area_of(block.hidden), element_, {&block.hidden},
              [&block, rows](int rank) -> std::vector<RowRange> { return {dsc_second_rows(rows(block.y, rank))}; });
-    area = (area + 2) % 3;
     GpuMap* const next = block.last ? &p.cs_attention.x : &p.dsc_block[i + 1].x;
-    chip.put(area, block.last ? 4 : element_, {&block.y, next}, read_by_block(i + 1));
+    chip.put(area_of(block.y), block.last ? 4 : element_, {&block.y, next}, read_by_block(i + 1));
   }
   return chip.finish();
 }

@@ -93,7 +93,7 @@ class GpuModel {
 
   // A way to run up to a number of clips: `teams` teams of `schedule.team` blocks.
   struct Plan {
-    Schedule schedule;  // `through_memory`: as it is
+    Schedule schedule;  // `through_memory` and `direct_weights`: as it is
     int teams;
     int64_t team_bytes;  // of activations
     int shared_bytes;
