@@ -12,7 +12,7 @@ struct GpuMap {
   int height, width, stride;
   // On chip: where in each block's shared memory the rows are that it holds, how many of them there is room for, and
   // how many of those come before the block's own.
-  int shared, held, above;
+  int shared = 0, held = 0, above = 0;
 };
 
 struct RowRange {
